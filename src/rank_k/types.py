@@ -201,13 +201,25 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of a response. `estimated`: the server sent no counts, and Rank-K estimated them."""
+    """Token counts of a response.
+
+    Attributes:
+        estimated: Whether the server sent no counts, so that Rank-K estimated all of them.
+        reasoning_estimated: Whether the server counted all tokens but not `reasoning_tokens`, so that Rank-K estimated
+            these from the share of the trace in the characters of the response.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     cached_tokens: int = 0
     estimated: bool = False
+    reasoning_estimated: bool = False
+
+    @property
+    def reasoning_is_estimated(self) -> bool:
+        """Whether `reasoning_tokens` is an estimate."""
+        return self.estimated or self.reasoning_estimated
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -216,6 +228,7 @@ class Usage:
             self.reasoning_tokens + other.reasoning_tokens,
             self.cached_tokens + other.cached_tokens,
             self.estimated or other.estimated,
+            self.reasoning_estimated or other.reasoning_estimated,
         )
 
 

@@ -240,7 +240,7 @@ def test_doctor_reports_what_fails(
         assert (result.code, result.err) == (1, "")
         return result.out.splitlines()[-1]
 
-    assert "nobody answers at http://127.0.0.1:9/v1" in last_line("--server", "http://127.0.0.1:9")
+    assert "no server responds at http://127.0.0.1:9/v1" in last_line("--server", "http://127.0.0.1:9")
     assert "refused the key (401)" in last_line("--server", loopback(api_key=KEY).url)
     assert "has no model 'other'; it has: oracle" in last_line("--server", loopback().url, "--model", "other")
     assert "rank-k fetch" in last_line(), "the embedded model's weights are not there"

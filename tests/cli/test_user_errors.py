@@ -156,11 +156,11 @@ def test_rerank_server_error_is_one_line(
     def message(*options: str) -> str:
         return error_line(rank_k(*RERANK, *options), "rerank")
 
-    assert "nobody answers at http://127.0.0.1:9/v1" in message("--server", "http://127.0.0.1:9/v1")
+    assert "no server responds at http://127.0.0.1:9/v1" in message("--server", "http://127.0.0.1:9/v1")
     assert "--server" in message("--server", "http://127.0.0.1:9/v1")
     names = [f"http://{name}/v1" for name in ("host:99999", "host:port", "a..b", "a" * 64)]
     for address in ("ftp://host/v1", "http://", "http://[::1", *names):
-        assert f"{address}' is no server address" in message("--server", address)
+        assert f"{address}' is not the address of a server" in message("--server", address)
     for bad_key, name in ((f"{KEY}\nX-Evil: 1", "RANK_K_API_KEY"), ("schlüssel", "RANK_K_API_KEY")):
         monkeypatch.setenv(name, bad_key)
         assert name in message(*server_options(loopback()))

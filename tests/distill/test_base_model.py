@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rank_k.distill import train as training
-from rank_k.distill.base_model import bf16_is_fast, load_base
+from rank_k.distill.base_model import bf16_is_fast, load_model
 from rank_k.distill.recipes import read_recipe
 from rank_k.distill.train import TrainingRun, train
 from tests.support.tiny_model import recipe_text, rows, write_rows, write_tiny_gguf
@@ -29,9 +29,9 @@ def trained_in_bf16(monkeypatch: pytest.MonkeyPatch, run: TrainingRun, instructi
 
     def load_and_record(weights: str, *, bf16: bool) -> Any:
         bf16_values.append(bf16)
-        return load_base(weights, bf16=bf16)
+        return load_model(weights, bf16=bf16)
 
-    monkeypatch.setattr(training, "load_base", load_and_record)
+    monkeypatch.setattr(training, "load_model", load_and_record)
     pretend_cpu(monkeypatch, instructions)
     train(run)
     return bf16_values[0]

@@ -11,7 +11,8 @@ import pytest
 
 from rank_k.cli import main as rank_k
 from rank_k.distill.base_model import load_base
-from rank_k.distill.export import export_gguf, export_merged, render_card
+from rank_k.distill.export import export_gguf, export_merged
+from rank_k.distill.model_card import render_card
 from rank_k.distill.recipes import read_recipe
 from rank_k.distill.train import TrainingRun, train
 from rank_k.distill.training_examples import build_examples
@@ -155,28 +156,28 @@ def test_export_gguf_writes_a_card_with_provenance(lora_student: Path, tmp_path:
     assert "| made up | 8 | CC0 |" in text
     assert "LoRA of rank 4, 8 steps of 2 rows" in text
     assert "| 8 | " in text
-    assert "not run at its full size" in text
+    assert "have not run it at its full size" in text
 
 
 def test_export_gguf_rejects_what_it_cannot_export(lora_student: Path, full_student: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="is not the folder of a training run"):
         export_gguf(tmp_path)
     with pytest.raises(InputError, match="there is no adapter"):
         export_gguf(full_student, tmp_path / "x.gguf", adapter=True)
     assert not (tmp_path / "x.gguf").exists()
-    with pytest.raises(InputError, match="there is no type Q3"):
+    with pytest.raises(InputError, match="unknown type Q3"):
         export_gguf(lora_student, quantization="Q3")
     for content in ("{}", "[]", "[" * 100_000):
         (tmp_path / "run.json").write_text(content)
-        with pytest.raises(InputError, match="holds no run"):
+        with pytest.raises(InputError, match="is not the folder of a training run"):
             export_gguf(tmp_path)
     metadata = json.loads((lora_student / "run.json").read_text())
     metadata["recipe"]["base"]["weights"] = "Qwen/QwQ-32B"
     (tmp_path / "run.json").write_text(json.dumps(metadata))
-    with pytest.raises(InputError, match="has left nothing yet"):
+    with pytest.raises(InputError, match="has neither trained weights nor a checkpoint"):
         export_gguf(tmp_path)
     shutil.copytree(lora_student / "trained", tmp_path / "trained")
-    with pytest.raises(InputError, match="did not come as a GGUF file"):
+    with pytest.raises(InputError, match="the base model is not a GGUF file"):
         export_gguf(tmp_path)
 
 
@@ -251,7 +252,8 @@ def test_distill_commands_train_a_student_that_reranks(
     run_command("evaluate", "--qrels", paths["qrels.trec"], paths["bm25.trec"], new_run)
     output = capsys.readouterr()
     assert "GB over all devices" in output.err
-    assert "held out: " in output.err
+    assert "training: 4 steps\nstep 1/4, loss " in output.err
+    assert "held-out rows: " in output.err
     assert "nDCG@10" in output.out
     assert len(new_run.read_text().splitlines()) == len(paths["bm25.trec"].read_text().splitlines())
     assert build_examples(iter([]), None, 1, WORDS).examples == []

@@ -130,7 +130,7 @@ def test_labels_teacher_truncates_passages_with_the_given_tokenizer(tmp_path: Pa
         assert call is not None
         lines = call.request["messages"][0]["content"].splitlines()
     assert [len(line.split()) - 2 for line in lines[1:4]] == [6, 19, 20]  # its number stands before and after
-    with pytest.raises(InputError, match=r"is no tokenizer"):
+    with pytest.raises(InputError, match=r"is not a tokenizer"):
         LabelsTeacher(active_sets.get_set, {}, "verdicts", __file__)
 
 

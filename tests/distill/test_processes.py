@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from rank_k.distill.base_model import load_base
-from rank_k.distill.export import export_merged, render_card
+from rank_k.distill.export import export_merged
+from rank_k.distill.model_card import render_card
 from rank_k.distill.recipes import RECIPES_FOLDER
 from rank_k.distill.run_folder import TrainingClock, read_run_metadata
 from tests.support.tiny_model import LAYERS, recipe_text, rows, write_rows, write_tiny_gguf

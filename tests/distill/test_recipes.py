@@ -87,7 +87,7 @@ def test_read_recipe_names_invalid_keys(tmp_path: Path, change: tuple[str, str],
 
 
 def test_read_recipe_rejects_missing_recipes() -> None:
-    with pytest.raises(InputError, match=r"no recipe is called 'qwq'.*qwq-32b"):
+    with pytest.raises(InputError, match=r"unknown recipe 'qwq'.*qwq-32b"):
         read_recipe("qwq")
     with pytest.raises(InputError, match="No such file"):
         read_recipe("nowhere.toml")

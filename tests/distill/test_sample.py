@@ -434,7 +434,7 @@ def test_distill_sample_resumes_and_reports_existing_sets(collection: Path, caps
     [
         (("--sizes", "many"), "'many' is no range such as 10-20"),
         (("--ranks", "1-20,x"), "'x' is no range such as 10-20"),
-        (("--none", "0.1"), "rank-k distill sample: positives are not asked for"),
+        (("--none", "0.1"), "rank-k distill sample: none and skip_negatives need positives"),
         (("--nothing",), "rank-k distill sample: there is no option --nothing; see rank-k distill sample --help"),
     ],
 )

@@ -116,7 +116,7 @@ def test_trace_sets_reads_sets_lazily(tmp_path: Path) -> None:
 
 
 def test_trace_sets_rejects_a_reranker_with_small_windows() -> None:
-    with Reranker(ScriptedModel([])) as reranker, pytest.raises(InputError, match="a set is one window"):
+    with Reranker(ScriptedModel([])) as reranker, pytest.raises(InputError, match="ranks a set as one window"):
         list(trace_sets(reranker, [], ActiveSets()))
 
 
@@ -155,7 +155,7 @@ def test_distill_trace_and_select_with_a_server(
     server = loopback()
     assert main([*TRACE, *server_options(server), "--samples", "3", "--price-in", "1", "--price-out", "2"]) == 0
     stderr = capsys.readouterr().err
-    assert "6 queries, 6 rounds, " in stderr
+    assert "6 sets, 6 rounds, " in stderr
     assert "cost: 0.0" in stderr
     assert main([*SELECT, "--rule", "all", "--min-ndcg", "1"]) == 0
     training_rows = read_rows()
@@ -260,7 +260,7 @@ def test_distill_trace_stops_at_the_token_budget(
     )
     assert "unfinished, best so far: " in capsys.readouterr().err
     assert main([*TRACE, *server_options(loopback()), "--samples", "1", "--concurrency", "1"]) == 0
-    assert "6 queries, 6 rounds, 6 calls (" in capsys.readouterr().err
+    assert "6 sets, 6 rounds, 6 calls (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_tokenize_row_shows_random_and_learns_target_labels(tokenizer: Any) -> N
         tokens[2],
         tokens[0],
     ]
-    with pytest.raises(InputError, match="'unquestionably not' is not one token"):
+    with pytest.raises(InputError, match="'unquestionably not' is not a single token"):
         label_token_ids_of(tokenizer, ["unquestionably not", "yes"])
 
 
@@ -274,9 +274,9 @@ def test_measure_by_hand(tiny_gguf: Path) -> None:
     [
         ({"max_length": "max_length = 4096"}, "longer than the context of 1024 tokens"),
         ({"targets": 'targets = ["q_proj", "z_proj"]'}, "no projection called z_proj.*down_proj"),
-        ({"words": 'words = ["absolutely irrelevant", "yes"]'}, "is not one token|no trace in"),
+        ({"words": 'words = ["absolutely irrelevant", "yes"]'}, "is not a single token|no trace in"),
         ({"prompt": 'prompt = "listwise"'}, "not made with the prompt listwise"),
-        ({"max_length": "max_length = 8"}, "nothing to learn.*all 4 rows are longer"),
+        ({"max_length": "max_length = 8"}, "nothing to learn.*all 4 rows have more than 8 tokens"),
         ({"weights": 'weights = "nowhere.gguf"'}, "nowhere.gguf"),
         ({"weights": 'weights = "/"'}, "cannot be loaded"),
     ],
@@ -294,7 +294,7 @@ def test_train_rejects_invalid_rows(tmp_path: Path, tiny_gguf: Path) -> None:
     training_rows = rows(2)
     del training_rows[1]["completion"]
     data = write_rows(tmp_path / "rows.jsonl", training_rows)
-    with pytest.raises(FormatError, match=r"rows\.jsonl:2: no prompt, or no completion"):
+    with pytest.raises(FormatError, match=r"rows\.jsonl:2: the prompt or the assistant's completion is missing"):
         train(TrainingRun(data, make_recipe(tmp_path, tiny_gguf), tmp_path / "out"))
     with pytest.raises(InputError, match="No such file"):
         train(TrainingRun(tmp_path / "nowhere", make_recipe(tmp_path, tiny_gguf), tmp_path / "out"))

@@ -47,7 +47,7 @@ def test_call_returns_request_response_and_passages(journal: Journal) -> None:
 @given(texts, texts, texts, texts)
 def test_store_call_preserves_every_text(text: str, reasoning: str, finish_reason: str, model: str) -> None:
     journal = Journal()
-    usage, tokens = Usage(1, 2, 3, 4, True), ((text, -1.0),)
+    usage, tokens = Usage(1, 2, 3, 4, True, True), ((text, -1.0),)
     for key, response in {
         "k": Response(text, reasoning, finish_reason, usage, 0.0, tokens),
         "l": Response(text, None, None, usage, 0.0, tokens),
@@ -57,7 +57,7 @@ def test_store_call_preserves_every_text(text: str, reasoning: str, finish_reaso
         call = journal.find_call(key)
         assert call is not None
         assert call.request == {"content": text}
-    assert journal.usage_totals() == [(model, "ask", 2, Usage(2, 4, 6, 8, True), 0.0)]
+    assert journal.usage_totals() == [(model, "ask", 2, Usage(2, 4, 6, 8, True, True), 0.0)]
     journal.close()
 
 
@@ -75,10 +75,11 @@ def test_totals_sum_by_model_and_purpose(journal: Journal) -> None:
         ("b", "m", "ask", Usage(10, 20, 30, 40, True)),
         ("c", "m", "close", Usage(5, 5, 5, 5)),
         ("d", "l", "ask", Usage(7, 7, 7, 7)),
+        ("e", "l", "ask", Usage(1, 1, 1, 1, reasoning_estimated=True)),
     ):
         journal.store_call(key, model, purpose, {}, Response("", usage=usage, seconds=0.5))
     assert journal.usage_totals() == [
-        ("l", "ask", 1, Usage(7, 7, 7, 7), 0.5),
+        ("l", "ask", 2, Usage(8, 8, 8, 8, reasoning_estimated=True), 1.0),
         ("m", "ask", 2, Usage(11, 22, 33, 44, True), 1.0),
         ("m", "close", 1, Usage(5, 5, 5, 5), 0.5),
     ]

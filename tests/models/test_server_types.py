@@ -292,8 +292,11 @@ def test_context_length_reads_the_model_card(name: str, card: dict[str, Any], to
         ),
         ({"content": [{"type": "text", "text": None}, {"type": "image_url"}, "x", None]}, ("", "")),
         # digits of a thought must not get into the answer
-        ({"content": [{"type": "reasoning", "text": "[9] > [8]"}, {"type": "text", "text": "[1]"}]}, ("", "[1]")),
-        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "[9]"}]}]}, ("", "")),
+        (
+            {"content": [{"type": "reasoning", "text": "[9] > [8]"}, {"type": "text", "text": "[1]"}]},
+            ("[9] > [8]", "[1]"),
+        ),
+        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "[9]"}]}]}, ("[9]", "")),
         ({"content": {"text": "x"}, "reasoning": 5, "reasoning_content": ["x"]}, ("", "")),
     ],
 )
@@ -309,15 +312,22 @@ def test_read_delta_never_raises(message: dict[str, Any]) -> None:
 
 
 VLLM_USAGE = {"prompt_tokens": 1000, "completion_tokens": 300, "total_tokens": 1300}
+ESTIMATED = {"reasoning_estimated": True}
 
 
 @pytest.mark.parametrize(
     ("usage", "expected"),
     [
-        # told apart by nobody: in the proportion of the characters, here 800 of 1000
-        (VLLM_USAGE, Usage(1000, 300, 240)),
-        (VLLM_USAGE | {"prompt_tokens_details": {"cached_tokens": 512}}, Usage(1000, 300, 240, 512)),
-        (VLLM_USAGE | {"prompt_tokens_details": None, "completion_tokens_details": None}, Usage(1000, 300, 240)),
+        # not counted by the server: in the proportion of the characters, here 800 of 1,000
+        (VLLM_USAGE, Usage(1000, 300, 240, **ESTIMATED)),
+        (
+            VLLM_USAGE | {"prompt_tokens_details": {"cached_tokens": 512}},
+            Usage(1000, 300, 240, 512, **ESTIMATED),
+        ),
+        (
+            VLLM_USAGE | {"prompt_tokens_details": None, "completion_tokens_details": None},
+            Usage(1000, 300, 240, **ESTIMATED),
+        ),
         (
             VLLM_USAGE | {"completion_tokens_details": {"reasoning_tokens": 250}},
             Usage(1000, 300, 250),
@@ -325,11 +335,11 @@ VLLM_USAGE = {"prompt_tokens": 1000, "completion_tokens": 300, "total_tokens": 1
         (VLLM_USAGE | {"reasoning_tokens": 260}, Usage(1000, 300, 260)),  # SGLang
         (
             VLLM_USAGE | {"completion_tokens_details": {"reasoning_tokens": 0}},
-            Usage(1000, 300, 240),
+            Usage(1000, 300, 240, **ESTIMATED),
         ),  # it cannot be none
         (
             VLLM_USAGE | {"prompt_cache_hit_tokens": 64, "prompt_cache_miss_tokens": 936},
-            Usage(1000, 300, 240, 64),
+            Usage(1000, 300, 240, 64, **ESTIMATED),
         ),  # DeepSeek
         (None, Usage(0, 250, 200, 0, True)),
         ({}, Usage(0, 250, 200, 0, True)),
@@ -340,12 +350,14 @@ VLLM_USAGE = {"prompt_tokens": 1000, "completion_tokens": 300, "total_tokens": 1
     ],
 )
 def test_read_usage_of_every_server(usage: dict[str, Any] | None, expected: Usage) -> None:
-    assert read_usage(usage, reasoning_chars=800, text_chars=200) == expected
+    assert read_usage(usage, reasoning_characters=800, characters=1000) == expected
 
 
 def test_read_usage_without_reasoning_counts_no_reasoning_tokens() -> None:
     assert read_usage(VLLM_USAGE, 0, 200) == Usage(1000, 300, 0)
     assert read_usage(VLLM_USAGE, 0, 0) == Usage(1000, 300, 0)
+    assert read_usage(VLLM_USAGE, 200, 200) == Usage(1000, 300, 300), "all of it is reasoning"
+    assert read_usage(VLLM_USAGE, 1, 10**6).reasoning_tokens == 1, "there was some"
     assert read_usage(None, 0, 5) == Usage(0, 2, 0, 0, True)
 
 
@@ -357,7 +369,7 @@ USAGE_KEYS = (
 
 @given(hostile_objects(*USAGE_KEYS), st.integers(0, 10**7), st.integers(0, 10**7))
 def test_read_usage_never_raises_and_fits_64_bits(usage: dict[str, Any], reasoning: int, text: int) -> None:
-    parsed = read_usage(usage, reasoning, text)
+    parsed = read_usage(usage, reasoning, reasoning + text)
     for count in (parsed.prompt_tokens, parsed.completion_tokens, parsed.reasoning_tokens, parsed.cached_tokens):
         assert 0 <= count < 2**63
 

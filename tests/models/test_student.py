@@ -115,7 +115,7 @@ def test_find_student_checks_the_base_of_an_adapter(tmp_path: Path, monkeypatch:
         assert isinstance(reranker.model, EmbeddedModel)
         assert reranker.model.identity == f"{base.sha256}+{weights.checksum(file)}"
     write_student(file, "tiny", asdict(TEMPLATE), INFERENCE_OPTIONS, {"name": "base", "sha256": "cd" * 32})
-    with pytest.raises(InputError, match="adapter of other weights"):
+    with pytest.raises(InputError, match="adapter for other weights"):
         find_student(file.parent)
 
 
@@ -123,13 +123,13 @@ def test_find_student_checks_the_base_of_an_adapter(tmp_path: Path, monkeypatch:
     ("change", "message"),
     [
         ({"rank_k_student": 2}, "version 2"),
-        ({"gguf": "../elsewhere.gguf"}, "no name, or no gguf"),
-        ({"prompt": {"before": "x"}}, "no whole prompt"),
+        ({"gguf": "../elsewhere.gguf"}, "name or gguf is missing"),
+        ({"prompt": {"before": "x"}}, "prompt is incomplete"),
         ({"asking": INFERENCE_OPTIONS | {"wind": 3}}, "asking has no option 'wind'"),
         ({"asking": INFERENCE_OPTIONS | {"window": "x"}}, "window is 'x'"),
         ({"asking": INFERENCE_OPTIONS | {"window": True}}, "window is True"),
-        ({"asking": INFERENCE_OPTIONS | {"strategy": "os:system"}}, "strategy that is not Rank-K's own"),
-        ({"adapter_of": {"name": "x"}}, "adapter_of without"),
+        ({"asking": INFERENCE_OPTIONS | {"strategy": "os:system"}}, "strategy is not one of Rank-K"),
+        ({"adapter_of": {"name": "x"}}, "adapter_of has no"),
     ],
 )
 def test_find_student_names_incomplete_settings(tmp_path: Path, change: dict[str, Any], message: str) -> None:

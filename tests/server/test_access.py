@@ -418,7 +418,7 @@ def test_serve_never_prints_keys() -> None:
     output = out + err + "".join(answer.raw.decode() for answer in answers)
     for secret in (KEY, OTHER_KEY, "sk-of-the-model", "Traceback"):
         assert secret not in output
-    assert "nobody answers at http://127.0.0.1:9/v1" in err
+    assert "no server responds at http://127.0.0.1:9/v1" in err
     assert "127.0.0.1:9" not in answers[-1].raw.decode()
 
 

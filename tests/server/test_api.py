@@ -237,8 +237,10 @@ def test_stream_sends_trace_chunks_as_they_arrive(loopback: StartLoopback) -> No
     chunks = [data for kind, data in answer.events if kind == "trace"]
     result = answer.events[-1][1]
     assert len(chunks) > 2
-    streamed_text = "".join(chunk["reasoning"] + chunk["text"] for chunk in chunks)
-    assert result["traces"][0].strip() in streamed_text
+    assert result["traces"][0].strip() in "".join(chunk["reasoning"] for chunk in chunks)
+    assert "think" not in "".join(chunk["text"] for chunk in chunks)
+    details = result["usage"]["completion_tokens_details"]
+    assert 0 < details["reasoning_tokens"] < result["usage"]["completion_tokens"]
     assert [r["index"] for r in result["results"]] == [1, 0]
 
 

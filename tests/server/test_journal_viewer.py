@@ -102,6 +102,15 @@ def test_journal_viewer_show_run_down_to_calls(path: Path) -> None:
         assert [p["text"] for p in window["passages"]] == list(by_number)
 
 
+def test_window_view_separates_inline_reasoning(path: Path) -> None:
+    with Reranker(ScriptedModel(["<think>Passage [2] fits.</think>[2] > [1]"]), journal=path) as reranker:
+        reranker.rank("first", ["a", "b"])
+        run = reranker.journal.last_run()
+    with run_server(Reranker(ScriptedModel([]), journal=path)) as server:
+        [call] = get_view(server, "window", run=run, position=0, round=0, window=0).json["calls"]
+    assert (call["reasoning"], call["text"]) == ("Passage [2] fits.", "[2] > [1]")
+
+
 def test_queries_view_paginates_and_searches(path: Path) -> None:
     with Reranker(ScriptedModel([]), journal=path) as reranker:
         reranker.rank("first", ["alone"])

@@ -81,8 +81,10 @@ def _cost_table(journal: Journal, args: argparse.Namespace) -> Table:
     columns = ["model", "purpose", "calls", "tokens in", "cached", "tokens out", "reasoning", "seconds"]
     rows = []
     for model, purpose, calls, usage, seconds in totals:
-        tokens = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, usage.reasoning_tokens)
-        row = [model, purpose, *(f"{count:,}" for count in (calls, *tokens)), f"{seconds:,.0f}"]
+        prefix, reasoning_prefix = "~" if usage.estimated else "", "~" if usage.reasoning_is_estimated else ""
+        counts = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+        tokens = [*(f"{prefix}{count:,}" for count in counts), f"{reasoning_prefix}{usage.reasoning_tokens:,}"]
+        row = [model, purpose, f"{calls:,}", *tokens, f"{seconds:,.0f}"]
         price = prices_for_model(args, model)
         rows.append([*row, f"{price.cost_of(usage):,.4f}"] if price else row)
     return Table([*columns, "cost"] if has_prices else columns, rows, align="ll")

@@ -1,8 +1,8 @@
-"""From a teacher's reasoning to a student that reranks, one step a file, in the order in which data flows.
+"""Distillation: from a teacher's reasoning to a student that reranks. The steps, in the order of the data flow:
 
 sample    first-stage runs -> candidate sets (see `candidate_sets`)
-trace     candidate sets -> the journal: a teacher's reasoning and rankings, or labels alone
-select    the journal -> rows to train on, each with its provenance
-train     rows and a recipe -> a trained student (`rewards.py`: for those who go on by reinforcement)
-export    a trained student -> GGUF with its settings, or merged weights
+trace     candidate sets -> the journal, with a teacher's reasoning and rankings, or with relevance labels
+select    the journal -> training rows, each with its provenance
+train     training rows and a recipe -> a trained student (`rewards` is for reinforcement learning afterwards)
+export    a trained student -> a GGUF file with its settings, or merged weights
 """

@@ -1,14 +1,16 @@
-"""The model that a student starts from: a name of `rank-k fetch`, a GGUF file, a folder, or a name on the hub.
+"""The base model of a student: a name of `rank-k fetch`, a GGUF file, a folder, or a name on the Hugging Face hub.
 
-transformers dequantizes GGUF weights, but still takes the model for a quantized one and refuses to save it. That mark
-is removed here.
+transformers dequantizes GGUF weights, but still marks the model as quantized and then refuses to save it. This module
+removes the mark.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 from rank_k.errors import InputError
@@ -34,57 +36,84 @@ def find_gguf(weights: str) -> Weights | None:
 
 
 def load_base(weights: str, *, bf16: bool) -> LoadedBase:
-    """Load model and tokenizer, in bfloat16 (for weights that are not trained themselves) or in float32.
+    """Return the model and its tokenizer.
+
+    Args:
+        weights: A name of `rank-k fetch`, a GGUF file, a folder, or a name on the hub.
+        bf16: Load the weights in bfloat16 instead of float32. Weights that are trained themselves need float32.
 
     Raises:
-        InputError: With the message of transformers, if they cannot be loaded.
+        InputError: If they cannot be loaded.
     """
-    transformers, torch = load("transformers"), load("torch")
+    return LoadedBase(load_model(weights, bf16=bf16), load_tokenizer(weights))
+
+
+def load_tokenizer(weights: str) -> Any:
+    """Return the tokenizer of `weights`, with a padding token. Raises `InputError` if it cannot be loaded."""
     gguf = find_gguf(weights)
+    with _loading(weights):
+        tokenizer = load("transformers").AutoTokenizer.from_pretrained(**_source(weights, gguf))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(weights: str, *, bf16: bool) -> Any:
+    """Return the model with `weights`, in bfloat16 or float32. Raises `InputError` if it cannot be loaded."""
+    transformers, torch = load("transformers"), load("torch")
     dtype = torch.bfloat16 if bf16 else torch.float32
-    load_options: dict[str, Any] = {"pretrained_model_name_or_path": weights}
-    if gguf is not None:
-        load_options = {"pretrained_model_name_or_path": str(gguf.path.parent), "gguf_file": gguf.path.name}
-    with _without_progress_bars():
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(**load_options)
-            if gguf is not None and hasattr(transformers, "GgufConfig"):  # newer ones may leave weights in blocks
-                load_options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-            model = transformers.AutoModelForCausalLM.from_pretrained(**load_options, dtype=dtype)
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-            message = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"the weights {weights} cannot be loaded: {message}", "see [base] of the recipe"
-            ) from error
+    gguf = find_gguf(weights)
+    load_options = _source(weights, gguf)
+    with _loading(weights):
+        if gguf is not None and hasattr(transformers, "GgufConfig"):  # newer versions may keep weights quantized
+            load_options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+        model = transformers.AutoModelForCausalLM.from_pretrained(**load_options, dtype=dtype)
     if gguf is not None:
         model.hf_quantizer, model.is_quantized = None, False
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model = model.to(dtype)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return LoadedBase(model, tokenizer)
+    return model
+
+
+def _source(weights: str, gguf: Weights | None) -> dict[str, Any]:
+    """Return where transformers finds the weights, as arguments of its `from_pretrained`."""
+    if gguf is None:
+        return {"pretrained_model_name_or_path": weights}
+    return {"pretrained_model_name_or_path": str(gguf.path.parent), "gguf_file": gguf.path.name}
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Keep transformers from writing its own progress bars to stderr."""
-    logging = load("transformers.utils.logging")
-    was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+def _loading(weights: str) -> Iterator[None]:
+    """Load something of `weights` without progress bars. Raises `InputError` with the message of transformers."""
     try:
-        yield
+        with quiet_libraries(), redirect_stderr(StringIO()):
+            yield
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        message = " ".join(str(error).split())[:300]
+        raise InputError(f"the weights {weights} cannot be loaded: {message}", "see [base] of the recipe") from error
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Suppress warnings and log lines of transformers, TRL and PEFT below errors."""
+    logging = load("transformers.utils.logging")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        if was_enabled:
-            logging.enable_progress_bar()
+        logging.set_verbosity(verbosity)
 
 
 def bf16_is_fast() -> bool:
     """Return whether this machine computes in bfloat16 natively.
 
-    A GPU says so itself. Of CPUs, those with instructions for it do (AVX512-BF16, AMX, Arm's BF16); the others
-    emulate it: on one with AVX2 only, a matrix product takes 48 times as long in bfloat16 as in float32. Versions of
-    torch that cannot list the CPU's instructions count as not fast, since float32 is never wrong.
+    torch reports that for GPUs. CPUs need special instructions (AVX512-BF16, AMX or Arm's BF16). Other CPUs emulate
+    bfloat16: with AVX2 only, a matrix product takes 48 times as long as in float32. If torch cannot list the CPU's
+    instructions, the result is False, since float32 works everywhere.
     """
     torch = load("torch")
     if torch.cuda.is_available():

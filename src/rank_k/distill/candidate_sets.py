@@ -20,7 +20,7 @@ EXPECTED_FORMAT = (
 
 @dataclass(frozen=True, slots=True)
 class CandidateSet:
-    """A query and its passages in the order in which the teacher sees them.
+    """A query and its passages, in the order that the prompt presents to the teacher.
 
     Args:
         set_id: Identifies the content: two sets of one id have the same query and documents in the same order.
@@ -89,15 +89,15 @@ def _problem(row: Mapping[str, Any]) -> str | None:
     """Return why a JSON object is not a candidate set, or None if it is one."""
     for name in ("set_id", "query_id", "query", "source"):
         if not isinstance(row.get(name), str):
-            return f"{name} is missing or no text"
+            return f"{name} is missing or not a string"
     for name in ("doc_ids", "passages"):
         if not isinstance(row.get(name), list) or not all(isinstance(text, str) for text in row[name]):
-            return f"{name} is missing or no list of texts"
+            return f"{name} is missing or not a list of strings"
     doc_ids, passages, grades = row["doc_ids"], row["passages"], row.get("grades")
     if len(doc_ids) != len(passages):
-        return f"{len(doc_ids)} ids for {len(passages)} passages"
+        return f"doc_ids has {len(doc_ids)} entries, but passages has {len(passages)}"
     if len(doc_ids) < 2 or len(set(doc_ids)) < len(doc_ids):
-        return "fewer than two passages, or one of them twice"
+        return "doc_ids has fewer than two entries, or repeats one"
     if grades is not None and not (isinstance(grades, dict) and all(type(grade) is int for grade in grades.values())):
-        return "grades that are not whole numbers by document id"
-    return None if isinstance(row.get("license"), str | None) else "a license that is no text"
+        return "grades is not an object with an integer for each document id"
+    return None if isinstance(row.get("license"), str | None) else "license is not a string"

@@ -1,4 +1,4 @@
-"""A trained student -> GGUF (full weights or an adapter), or merged weights for other servers.
+"""Export of a trained student: GGUF with full weights or an adapter, or merged weights for other servers.
 
 A GGUF file comes with a file of settings (`rank_k.models.student`) and a card that describes how it was made.
 """
@@ -6,12 +6,10 @@ A GGUF file comes with a file of settings (`rank_k.models.student`) and a card t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rank_k import __version__
 from rank_k.data.part_file import PartFile
 from rank_k.distill.base_model import find_gguf, load_base
 from rank_k.distill.gguf_writer import (
@@ -21,8 +19,9 @@ from rank_k.distill.gguf_writer import (
     write_adapter,
     write_full_model,
 )
+from rank_k.distill.model_card import render_card
 from rank_k.distill.recipes import LabelOptions
-from rank_k.distill.run_folder import TRAINED_FOLDER, find_newest_checkpoint, read_measures, read_run_metadata
+from rank_k.distill.run_folder import TRAINED_FOLDER, find_newest_checkpoint, read_run_metadata
 from rank_k.errors import InputError
 from rank_k.models.student import write_student
 from rank_k.models.weights import NAMED
@@ -48,18 +47,21 @@ def export_gguf(
         InputError: If there is no checkpoint yet, or if the base model is not a GGUF file or has changed.
     """
     if quantization not in QUANTIZATION_TYPES:
-        raise InputError(f"there is no type {quantization}", f"give one of {', '.join(QUANTIZATION_TYPES)}")
+        raise InputError(f"unknown type {quantization}", f"give one of {', '.join(QUANTIZATION_TYPES)}")
     metadata = read_run_metadata(student)
     recipe = metadata["recipe"]
     trained_weights = read_trained_weights(find_trained_folder(student))
     base = find_gguf(recipe["base"]["weights"])
     if base is None:
         raise InputError(
-            "the base model did not come as a GGUF file, which the export copies all but the numbers from",
-            "export --merged, which servers such as vLLM load, or llama.cpp's convert_hf_to_gguf.py converts",
+            "the base model is not a GGUF file, from which the export copies vocabulary and metadata",
+            "export with --merged, for servers such as vLLM or for llama.cpp's convert_hf_to_gguf.py",
         )
     if metadata["base_sha256"] != base.sha256:
-        raise InputError(f"{base.path} is not what {student} was trained on", "put those weights there again")
+        raise InputError(
+            f"{base.path} has changed since {student} was trained on it",
+            f"restore the file with sha256 {str(metadata['base_sha256'])[:16]}...",
+        )
     name = name or recipe["name"]
     target = gguf or student / "student.gguf"
     with PartFile(target) as part:
@@ -99,7 +101,9 @@ def find_trained_folder(student: Path) -> Path:
         return student / TRAINED_FOLDER
     checkpoint = find_newest_checkpoint(student)
     if checkpoint is None:
-        raise InputError(f"the training in {student} has left nothing yet", "run the same rank-k distill train again")
+        raise InputError(
+            f"{student} has neither trained weights nor a checkpoint", "run the same rank-k distill train again"
+        )
     return checkpoint.path
 
 
@@ -115,29 +119,3 @@ def read_trained_weights(folder: Path) -> TrainedWeights:
         return TrainedWeights({}, tensors, 0, 0.0)
     adapter = json.loads(config.read_text(encoding="utf-8"))
     return TrainedWeights(pair_lora_tensors(tensors), {}, int(adapter["r"]), float(adapter["lora_alpha"]))
-
-
-def render_card(
-    student: Path, metadata: Mapping[str, Any], name: str, gguf_name: str, quantization: str, adapter: bool
-) -> str:
-    """Return the card, in Markdown, of the run in the folder `student` (`metadata`: its `run.json`)."""
-    measures, training = read_measures(student), metadata["recipe"]["training"]
-    last_record = measures[-1] if measures else {"step": 0, "seconds": 0.0}
-    rows_per_step = training["batch"] * training["accumulate"] * metadata["processes"]
-    template = Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8")
-    jinja2 = load("jinja2")
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    card = environment.from_string(template).render(
-        name=name,
-        gguf_name=gguf_name,
-        quantization=quantization,
-        adapter=adapter,
-        version=__version__,
-        run=metadata,
-        recipe=metadata["recipe"],
-        measures=[record for record in measures if "heldout" in record],
-        last=last_record,
-        rows_per_step=rows_per_step,
-        learned_rows=min(last_record["step"] * rows_per_step, round(metadata["rows"] * training["epochs"])),
-    )
-    return str(card)

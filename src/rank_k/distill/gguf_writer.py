@@ -1,10 +1,10 @@
-"""Trained weights of the llama architecture -> GGUF: the full model, or an adapter for the base model.
+"""Trained weights of the llama architecture as a GGUF file: the full model, or an adapter for the base model.
 
-Everything but the numbers (vocabulary, chat template, sizes) is copied from the GGUF file of the base model, so that
-only trained weights can differ. This needs numpy and `gguf`, but not torch.
+Everything but the weights (vocabulary, chat template, sizes) is copied from the GGUF file of the base model. This needs
+numpy and `gguf`, but not torch.
 
-transformers keeps the two halves of each rotary pair apart, llama.cpp keeps the pairs together, so the rows of query
-and key projections change their order (`interleave_rotary_rows`).
+transformers stores all first halves of the rotary pairs before all second halves, and llama.cpp stores the pairs
+together, so that the rows of query and key projections are reordered (`interleave_rotary_rows`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rank_k.errors import InputError
 from rank_k.optional_deps import load
 
 Tensors = Mapping[str, Any]
-"""Numpy arrays in single precision by transformers' name, without the prefix of peft."""
+"""Arrays in float32 by their names in transformers, without the prefix of PEFT."""
 
 QUANTIZATION_TYPES = ("F16", "Q8_0", "Q4_0")
 _PEFT_NAME = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_([AB])(?:\.default)?\.weight")
@@ -27,7 +27,7 @@ _PEFT_NAME = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_([AB])(?:\.default
 
 @dataclass(frozen=True, slots=True)
 class TrainedWeights:
-    """The result of training, by transformers' names of the weights.
+    """The result of training, by the names that transformers gives to weights.
 
     Args:
         lora_pairs: (A, B) for each weight that is changed by `alpha` / `rank` * B @ A.
@@ -48,13 +48,24 @@ def pair_lora_tensors(tensors: Tensors) -> dict[str, tuple[Any, Any]]:
     for name, values in tensors.items():
         match = _PEFT_NAME.fullmatch(name)
         if match is None:
-            raise InputError(f"the adapter holds {name}, which is not of LoRA", "train with the targets of a recipe")
+            raise InputError(f"the adapter contains {name}, which is not of LoRA", "train with the targets of a recipe")
         pairs.setdefault(f"{match[1]}.weight", {})[match[2]] = values
     return {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}
 
 
 def write_full_model(source: Path, trained: TrainedWeights, target: Path, quantization: str, name: str) -> None:
-    """Write the weights of `source` with the trained ones put in, as `quantization` (one of `QUANTIZATION_TYPES`)."""
+    """Write the weights of `source` with the trained weights merged into them.
+
+    Args:
+        source: The GGUF file of the base model.
+        trained: The trained weights.
+        target: The file to write.
+        quantization: How weights are stored; one of `QUANTIZATION_TYPES`.
+        name: The name of the model, for the file's metadata.
+
+    Raises:
+        InputError: If the base model is not a llama, or lacks weights that were trained.
+    """
     gguf, numpy = load("gguf"), load("numpy")
     reader = _open_llama(source)
     lora_pairs, full_weights = _in_gguf_layout(reader, trained)
@@ -73,7 +84,7 @@ def write_full_model(source: Path, trained: TrainedWeights, target: Path, quanti
     if lora_pairs or full_weights:
         raise InputError(
             f"{source} has no weights called {', '.join([*lora_pairs, *full_weights])[:200]}",
-            "name the weights trained",
+            "give the base model that was trained",
         )
     _write_file(writer)
 
@@ -81,7 +92,7 @@ def write_full_model(source: Path, trained: TrainedWeights, target: Path, quanti
 def write_adapter(source: Path, trained: TrainedWeights, target: Path, name: str) -> None:
     """Write the LoRA adapter for `source`, in half precision."""
     if trained.full_weights:
-        raise InputError("all weights were trained: there is no adapter", "leave --adapter out")
+        raise InputError("all weights were trained, so that there is no adapter", "export without --adapter")
     numpy = load("numpy")
     lora_pairs, _ = _in_gguf_layout(_open_llama(source), trained)
     writer = load("gguf").GGUFWriter(str(target), "llama")
@@ -106,7 +117,7 @@ def _in_gguf_layout(reader: Any, trained: TrainedWeights) -> tuple[dict[str, tup
     def gguf_name(name: str) -> str:
         tensor_name = name_map.get_name(name, try_suffixes=(".weight", ".bias"))
         if tensor_name is None:
-            raise InputError(f"llama.cpp knows no weights called {name}", "train with the targets of a recipe")
+            raise InputError(f"llama.cpp has no weights called {name}", "train with the targets of a recipe")
         return str(tensor_name)
 
     lora_pairs = {gguf_name(name): pair for name, pair in trained.lora_pairs.items()}
@@ -134,8 +145,8 @@ def _open_llama(source: Path) -> Any:
     architecture = reader.get_field("general.architecture").contents()
     if architecture != "llama":
         raise InputError(
-            f"{source} is of the architecture {architecture}, and only llama is exported to GGUF here",
-            "export --merged, and convert that with llama.cpp's convert_hf_to_gguf.py",
+            f"{source} has the architecture {architecture}, but only llama can be exported to GGUF",
+            "export with --merged, and convert the result with llama.cpp's convert_hf_to_gguf.py",
         )
     return reader
 

@@ -1,4 +1,4 @@
-"""Measures of a student on held-out rows, cheap enough to be taken during training.
+"""Measures of a student on held-out rows, fast enough for use during training.
 
 For rows with relevance labels, one forward pass measures how well the labels separate relevant from irrelevant
 passages. All labels *shown* in that pass are random, so that the model cannot copy them. That measure, not the loss,

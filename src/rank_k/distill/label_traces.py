@@ -8,10 +8,10 @@
 
     [2] > [1] = [3]
 
-A small model trained on unchanged rows learns to count instead of to judge: "no yes so far, so the next one is
-likely yes". To prevent that, *shown* labels are replaced by random ones now and then, while the target label at each
-position stays what it was. Then shown labels do not predict the next one, and the ranking at the end still follows
-from what is shown.
+A small model that is trained on such rows learns to predict a label from the labels before it: after many "no", a
+"yes" becomes likely. To prevent that, some labels in the text (*shown* labels) are replaced by random ones, while the
+label to be learned at each position (*target* label) stays correct. Then shown labels do not predict the next label,
+and the ranking at the end still follows from the shown labels.
 """
 
 from __future__ import annotations

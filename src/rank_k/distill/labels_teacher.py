@@ -1,11 +1,11 @@
-"""A teacher that only knows relevance judgments: for training from labels without a teacher model.
+"""A teacher that answers from relevance judgments, for training without a teacher model.
 
 Its reasoning is one label per passage in the order presented, and its ranking follows from the labels (see
 `rank_k.distill.label_traces`): `no` for grade 0, below, and unjudged passages; `yes` for the highest grade of the
 collection; `partly` for grades in between.
 
-It is a `Model` and takes the same path as any other, so that its prompts are byte-identical to those of a reranker, and
-its responses are stored and selected like those of any teacher.
+It is a `Model` like any other, so that its prompts are byte-identical to those of a reranker, and its responses are
+stored and selected like those of any teacher.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class LabelsTeacher:
         """Do nothing."""
 
     def request_body(self, request: Request) -> Mapping[str, Any]:
-        """Return the prompt and the answer: changed labels make another call."""
+        """Return the prompt and the answer, so that changed labels are stored as a new call."""
         reasoning, ranking = self._answer(request)
         return {"messages": [message._asdict() for message in request.messages], "says": f"{reasoning}\n{ranking}"}
 
@@ -100,4 +100,4 @@ def _load_tokenizer(path: Path) -> Any:
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more precise
-        raise InputError(f"{path} is no tokenizer: {error}", "give --tokenizer a tokenizer.json") from error
+        raise InputError(f"{path} is not a tokenizer: {error}", "give a tokenizer.json with --tokenizer") from error

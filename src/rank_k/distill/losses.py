@@ -1,4 +1,4 @@
-"""What is made small when verdicts are learnt: weighted cross-entropy, and a softmax over the window's passages."""
+"""The loss of training on relevance labels: weighted cross-entropy, and a softmax over the passages of a window."""
 
 from __future__ import annotations
 
@@ -19,24 +19,30 @@ def label_loss(
     label_token_ids: Sequence[int],
     options: LabelOptions,
 ) -> Any:
-    """The loss of a batch, a scalar.
+    """Return the loss of a batch, a scalar.
 
-    `hidden`: batch x length x size, the last layer's states; `head_weights`: vocabulary x size; `labels`: batch x
-    length; `relevance_labels`: n x 3, of (row, position of the label, target label), rows in order; `passage_ends`:
-    m x 3, of (row, position of a passage's last token, target label); `label_token_ids`: of the labels, worst first.
+    It is the sum of three terms. The first is the mean cross-entropy of relevance labels, in which the best label has
+    the weight `best_weight`, plus `listwise` times `listwise_loss`. The second is `other_weight` times the mean
+    cross-entropy of all other tokens. The third is `early` times the first term for predictions at the last tokens of
+    passages, where the model chooses among the labels only.
 
-    The mean over verdicts (the best kind weighing `best_weight`) plus `listwise` times the mean over windows of the
-    softmax below; `other_weight` times the mean over all other tokens; and `early` times the same as for verdicts, but
-    of what the model, on reading a passage's end, would say of it if it had to choose among the verdicts there.
+    Args:
+        hidden: The states of the last layer; batch x length x size.
+        head_weights: The weights of the output projection; vocabulary x size.
+        labels: The tokens to be learned; batch x length.
+        relevance_labels: (row, position of the label, target label), ordered by row; n x 3.
+        passage_ends: (row, position of a passage's last token, target label); m x 3.
+        label_token_ids: The tokens of the labels, worst first.
+        options: The weights of the terms.
     """
     torch = load("torch")
     cross_entropy = torch.nn.functional.cross_entropy
     is_learned = labels[:, 1:] != IGNORED_LABEL
     is_label = torch.zeros_like(is_learned)
     is_label[relevance_labels[:, 0], relevance_labels[:, 1] - 1] = True
-    # The head's product is the dearest single one of a small model: only where something is learnt.
+    # The output projection is the most expensive product of a small model, so compute it only where needed.
     other_logits = (hidden[:, :-1][is_learned & ~is_label] @ head_weights.T).float()
-    loss = hidden.sum() * 0  # where there is nothing to learn there is still something to go back through
+    loss = hidden.sum() * 0  # a loss with a gradient, even if there is nothing to learn
     if len(other_logits):
         loss = options.other_weight * cross_entropy(other_logits, labels[:, 1:][is_learned & ~is_label])
     if not len(relevance_labels):
@@ -60,16 +66,27 @@ def label_loss(
 
 
 def label_scores(logits: Any) -> Any:
-    """How much better than all others the best verdict is, for each of n passages (`logits`: n x words)."""
+    """Return the score of each passage: the logit of the best label minus the log-sum-exp of the others.
+
+    Args:
+        logits: The logits of the labels, worst first; n x labels.
+
+    Returns:
+        A tensor of n scores.
+    """
     return logits[:, -1] - load("torch").logsumexp(logits[:, :-1], dim=1)
 
 
 def listwise_loss(logits: Any, rows: Any, target_labels: Any) -> Any:
-    """Cross-entropy of a softmax of `label_scores` over the passages of each window, towards its best ones.
+    """Return the mean over windows of the cross-entropy of a softmax of `label_scores` over the window's passages.
 
-    `logits`: n x words; `rows`: n, which window each belongs to; `target_labels`: n, the right verdicts. Windows whose
-    passages all have the same verdict say nothing and do not count. Half of it again where the second best verdict
-    is taken for good too, in windows that have all three kinds.
+    The passages with the window's best label are the targets. Windows whose passages all have the same label are left
+    out. Windows with three labels add half of the same loss with the two best labels as targets.
+
+    Args:
+        logits: The logits of the labels, worst first; n x labels.
+        rows: The window of each passage; n.
+        target_labels: The correct labels; n.
     """
     torch = load("torch")
     passage_scores, best_label = label_scores(logits), logits.shape[1] - 1

@@ -14,9 +14,9 @@ from zlib import crc32
 from rank_k.data.queries import read_queries
 
 CONTAMINATION_SIMILARITY = 0.75
-"""Minimum similarity to a query that must not be trained on: low, since leaving out one too many costs little."""
+"""Minimum similarity to a query that must not be trained on. It is low, since a row more or less hardly matters."""
 DUPLICATE_SIMILARITY = 0.9
-"""Minimum similarity of repeated queries: high, since different questions ("what causes X") are similar too."""
+"""Minimum similarity of repeated queries. It is high, since different queries ("what causes X") are also similar."""
 
 _NON_WORD = re.compile(r"[\W_]+")
 
@@ -27,10 +27,10 @@ def normalize_text(text: str) -> str:
 
 
 class NearDuplicateIndex:
-    """Finds the texts that another text nearly repeats.
+    """Finds near duplicates of a text.
 
     Two texts are near duplicates if the Jaccard coefficient of the sets of their normalized character trigrams is at
-    least `similarity`. Trigrams also serve inflection, and scripts without spaces between words.
+    least `similarity`. Trigrams also work for inflected words, and for scripts without spaces between words.
 
     Only texts that share one of their rarest trigrams are compared. The number of these trigrams is chosen such that
     two near duplicates must share one (the prefix filter of Chaudhuri, Ganti and Kaushik, ICDE 2006). Whenever the

@@ -94,14 +94,14 @@ class LabelOptions:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a student is trained and asked.
+    """How a student is trained, and with which options it reranks.
 
     Args:
         name: The name of the recipe, which the student gets too.
         base: The model that is trained.
         training: The optimization.
         verified: Whether the authors ran it at this size.
-        launch: A file for `accelerate launch --config_file`, beside the recipe.
+        launch: A file for `accelerate launch --config_file` in the folder of the recipes.
         method: What is trained.
         verdicts: Training on relevance labels.
         asking: The student's options in `rank-k rerank`. The rows must be made with its prompt.
@@ -128,7 +128,7 @@ def read_recipe(name_or_path: str) -> Recipe:
     if path.suffix != ".toml":
         if name_or_path not in recipe_names():
             raise InputError(
-                f"no recipe is called {name_or_path!r}", f"give a .toml file, or one of: {', '.join(recipe_names())}"
+                f"unknown recipe {name_or_path!r}", f"give a .toml file, or one of: {', '.join(recipe_names())}"
             )
         path = RECIPES_FOLDER / f"{name_or_path}.toml"
     reader = TableReader(path)
@@ -138,7 +138,7 @@ def read_recipe(name_or_path: str) -> Recipe:
         ("method.freeze_layers", recipe.method.freeze_layers, range(layers), f"fewer than all {layers}"),
         ("asking.strategy", asking.strategy, STRATEGY_NAMES, f"one of {', '.join(STRATEGY_NAMES)}"),
         ("asking.window", asking.window, range(2, 10**9), "2 or more"),
-        ("asking.stride", asking.stride, range(1, asking.window + 1), f"1 to {asking.window}, the window's size"),
+        ("asking.stride", asking.stride, range(1, asking.window + 1), f"1 to {asking.window}, the size of the window"),
     )
     for key, value, allowed, expected in checks:
         if value not in allowed:
@@ -149,17 +149,18 @@ def read_recipe(name_or_path: str) -> Recipe:
 
 
 def estimate_memory(recipe: Recipe) -> dict[str, float]:
-    """Return the bytes that training takes over all devices together, from sizes alone, within a factor of about 1.5.
+    """Return an estimate of the memory for training, in bytes, summed over all devices. It is within a factor of 1.5.
 
-    Weights: 2 bytes per parameter that stays unchanged (bf16), 4 (float32) where all are trained. Trained parameters: 4
-    bytes of gradient and 8 of Adam's moments each, and 4 of its own for an adapter. Activations, in numbers of `hidden`
-    size per token and layer: 34 (Korthikanti et al. 2022, equation 2, without the attention scores, which fused kernels
-    do not keep); with checkpointing 2, plus one layer in full.
+    Weights take 2 bytes per unchanged parameter (bfloat16), or 4 (float32) if all weights are trained. Each trained
+    parameter takes 4 bytes for its gradient and 8 for Adam's moments; a parameter of an adapter takes 4 more for
+    itself. Activations take 34 values of `hidden` size per token and layer (Korthikanti et al. 2022, equation 2,
+    without the attention scores, which fused kernels do not store). With gradient checkpointing they take 2, plus one
+    complete layer.
     """
     base, method, training = recipe.base, recipe.method, recipe.training
     bytes_per_number = 2 if training.bf16 else 4
     if method.kind == "lora":
-        # Every projection in x out gets rank * (in + out): about 2 * 7 projections of near-hidden size per layer.
+        # An adapter of an (in x out) projection has rank * (in + out) parameters. A layer has about 7 projections.
         trained, bytes_per_trained = float(base.layers * method.rank * 18 * base.hidden), 16
         weights = base.parameters * bytes_per_number
     else:

@@ -1,11 +1,11 @@
-"""Rewards for reinforcement learning by GRPO: was the answer well formed, was it good, was it short.
+"""Rewards for reinforcement learning with GRPO: for the form, the quality and the length of an answer.
 
-Plain functions of what TRL hands to a reward function: the completions, and the data set's other columns by name,
-each a list with one item a completion. They return one number a completion, None where they have nothing to say.
+TRL calls a reward function with the completions and with the other columns of the data set by name. All of them are
+lists with one item per completion, and so is the result; None means no reward for this completion.
 
     GRPOTrainer(model, reward_funcs=[format_reward, ndcg_reward, length_reward], train_dataset=rows, ...)
 
-The data set needs a column `prompt`, and `grades`: for each row the grades of its passages in the order shown.
+The data set needs the columns `prompt` and `grades`, the grades of a row's passages in the order of the prompt.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from rank_k.distill.select import tier_ndcg
 from rank_k.window.parsing import ParsedAnswer, parse_ranking
 
 Completion = str | Sequence[dict[str, Any]]
-"""As TRL has it: text, or the assistant's turn where the prompt is a conversation."""
+"""A completion in TRL: a text, or the assistant's turns if the prompt is a conversation."""
 
 FREE_TOKENS = 2000
-"""Tokens of thought that cost nothing; the paper's shorter traces are of that length."""
+"""Reasoning tokens without a penalty: the length of the shorter traces in the paper."""
 
 
 def format_reward(completions: Sequence[Completion], grades: Sequence[Sequence[int]], **columns: object) -> list[float]:
-    """1 for a complete order after a thought that was closed; 0.5 less for each kind of repair; 0 for no order."""
+    """Return 1 for a complete ranking after complete reasoning, 0.5 less per kind of repair, 0 without a ranking."""
     return [
         max(0.0, 1.0 - 0.5 * (len(answer.repairs) + (not answer.trace.strip()))) if answer.is_valid else 0.0
         for answer, _, _ in _parse_completions(completions, grades)
@@ -36,8 +36,10 @@ def format_reward(completions: Sequence[Completion], grades: Sequence[Sequence[i
 def ndcg_reward(
     completions: Sequence[Completion], grades: Sequence[Sequence[int]], **columns: object
 ) -> list[float | None]:
-    """nDCG@10 of the order, members of a tie sharing their places' gain; 0 for no order, None for rows where no
-    passage is relevant. Passages that the answer left out come last, in the order shown, but tied."""
+    """Return the nDCG@10 of each ranking, 0 without a ranking, and None for rows without a relevant passage.
+
+    Tied passages share the gain of their positions. Passages that the answer does not rank are tied at the end.
+    """
     rewards: list[float | None] = []
     for answer, row_grades, _ in _parse_completions(completions, grades):
         tiers = [
@@ -50,7 +52,7 @@ def ndcg_reward(
 
 
 def length_reward(completions: Sequence[Completion], grades: Sequence[Sequence[int]], **columns: object) -> list[float]:
-    """0 for a thought of up to `FREE_TOKENS` (estimated), then falling by 1 each time the length doubles, to -2."""
+    """Return 0 for reasoning of up to `FREE_TOKENS` (estimated), and 1 less for each doubling, but at least -2."""
     lengths = (
         estimate_tokens(answer.trace or _completion_text(completion))
         for answer, _, completion in _parse_completions(completions, grades)

@@ -1,11 +1,12 @@
 """The folder of a training run.
 
-run.json          what is trained on what: the recipe, its prompt, the checksums of data and base, the sources
+run.json          the recipe, its prompt, the checksums of the data and of the base model, and the sources of the rows
 measures.jsonl    a line per step: {"step", "seconds", "loss", "learning_rate", "grad_norm"}; in between, a line
                   per measurement on held-out rows: {"step", "seconds", "heldout": {...}}
-curves.csv        the held-out measures alone, as a table for plots
+curves.csv        the held-out measures, as a table for plots
 checkpoint-N/     a checkpoint of transformers, complete if it has a file complete.json
-trained/          the adapter, or the weights, and the tokenizer, in transformers' own format
+trained/          the adapter or the full weights, and the tokenizer, in the format of transformers
+README.md         the model card
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _COMPLETE_FILE = "complete.json"
 _RUN_KEYS = frozenset("recipe prompt data_sha256 base_sha256 processes bf16 rows too_long sources".split())
 
 OnRecord = Callable[[Mapping[str, Any]], None]
-"""Called with each line of `measures.jsonl`, and first with the number format: {"bf16", "bf16_requested"}."""
+"""Called with each line of `measures.jsonl`; before that with the number format ({"bf16", "bf16_requested"}), and at
+the beginning of training with the step to resume from and the number of steps ({"step", "seconds", "steps"})."""
 
 
 def read_run_metadata(folder: Path) -> dict[str, Any]:
@@ -37,14 +39,14 @@ def read_run_metadata(folder: Path) -> dict[str, Any]:
     try:
         metadata = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{folder} holds no run: {error}", remedy) from error
+        raise InputError(f"{folder} is not the folder of a training run: {error}", remedy) from error
     if not isinstance(metadata, dict) or not metadata.keys() >= _RUN_KEYS:
-        raise InputError(f"{folder} holds no run: its {RUN_FILE} describes none", remedy)
+        raise InputError(f"{folder} is not the folder of a training run: its {RUN_FILE} is incomplete", remedy)
     return metadata
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, complete or not at all."""
+    """Write a JSON file, which is complete or absent."""
     with PartFile(path) as file:
         file.write(json.dumps(content, indent=2).encode() + b"\n")
 
@@ -61,8 +63,8 @@ class Checkpoint:
 def mark_complete(folder: Path, step: int, seconds: float) -> None:
     """Mark the checkpoint of `step` in `folder` as complete.
 
-    transformers writes a checkpoint file by file, so that a killed process can leave a folder that only looks like
-    one. The mark is written last.
+    transformers writes a checkpoint file by file, so that a killed process can leave an incomplete one. The mark is
+    written last.
     """
     write_json(folder / f"checkpoint-{step}" / _COMPLETE_FILE, {"step": step, "seconds": seconds})
 
@@ -103,8 +105,9 @@ class TrainingLog:
                 self._write(record)
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """Write a record and pass it to `on_record`."""
-        self._write(record)
+        """Write a record, unless it only announces the number of steps, and pass it to `on_record`."""
+        if "steps" not in record:
+            self._write(record)
         self._on_record(record)
 
     def _write(self, record: Mapping[str, Any]) -> None:
@@ -120,7 +123,7 @@ class TrainingLog:
 
 
 class TrainingClock:
-    """Seconds of training, including earlier parts of the run.
+    """The duration of a run in seconds, including loading and earlier parts of the run.
 
     All processes that train together have the first one's time, so that what depends on time happens in the same step
     everywhere. The time changes only in `tick`.

@@ -1,11 +1,11 @@
-"""First-stage runs -> candidate sets.
+"""Sampling of candidate sets from first-stage runs.
 
 By default, sets are drawn as in the Rank-K paper: 10 to 20 passages from ranks 1 to 20 and from ranks 10 to 30 of the
 fused runs, two sets per query, shuffled. For training from judgments, options control how many relevant passages a set
 holds.
 
-Everything drawn depends on the seed, the query and its candidates alone: an additional query changes no other set.
-The seed also decides the order of the queries, so that a larger number of queries continues the same file.
+What is drawn depends only on the seed, the query and its candidates: an additional query changes no other set. The
+seed also determines the order of the queries, so that a larger number of queries continues the same file.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Sampling:
             it. The rest of the set are passages of the range that are not judged relevant. Needs judgments.
         none: The share of sets without passages of the highest grade, and from 0 on of lower ones.
         skip_negatives: Leave out this many unjudged passages from the top of the whole ranking: they may be relevant.
-        seed: Decides everything that is drawn.
+        seed: The seed of everything that is drawn.
 
     Raises:
         InputError: If a value is out of range.
@@ -61,15 +61,19 @@ class Sampling:
         ranges = {"sizes": [self.sizes], "ranks": self.ranks, "positives": [self.positives] if self.positives else []}
         reversed_ranges = [f"{name} {a}-{b}" for name, pairs in ranges.items() for a, b in pairs if a > b]
         checks = (
-            (self.sizes[0] >= 2, f"a set of {self.sizes[0]} passages", "give sizes from 2: one cannot be compared"),
-            (not reversed_ranges, f"{', '.join(reversed_ranges)}: a range ends before it begins", "swap its numbers"),
-            (self.ranks != () and all(a >= 1 for a, _ in self.ranks), "ranks count from 1", "give ranges such as 1-20"),
-            (0 <= self.none <= 1, f"none is {self.none}", "give a share of the sets, from 0 to 1"),
+            (self.sizes[0] >= 2, f"sizes start at {self.sizes[0]}", "give at least 2: one passage cannot be compared"),
+            (not reversed_ranges, f"{', '.join(reversed_ranges)}: the range ends before it starts", "swap its numbers"),
+            (
+                self.ranks != () and all(a >= 1 for a, _ in self.ranks),
+                "ranks must start at 1 or higher",
+                "give ranges such as 1-20",
+            ),
+            (0 <= self.none <= 1, f"none is {self.none}", "give a share of the sets between 0 and 1"),
             (self.skip_negatives >= 0, f"skip_negatives is {self.skip_negatives}", "give 0 or more"),
             (
                 self.positives is not None or not (self.none or self.skip_negatives),
-                "positives are not asked for, but how to leave some out",
-                "say how many, such as 1-3",
+                "none and skip_negatives need positives",
+                "give the number of relevant passages per set, such as 1-3",
             ),
         )
         for is_valid, problem, remedy in checks:
@@ -80,7 +84,18 @@ class Sampling:
 def draw_set(
     query_id: str, ranking: Sequence[str], grades: Mapping[str, int] | None, number: int, sampling: Sampling
 ) -> tuple[str, ...] | str:
-    """Return the documents of the `number`-th set (from 0) of a query in the order presented, or why there is none."""
+    """Return the documents of the `number`-th set (from 0) of a query in the order presented, or why there is no set.
+
+    Args:
+        query_id: The id of the query.
+        ranking: The candidates, best first.
+        grades: The judgments of the query, or None.
+        number: The number of the set, from 0.
+        sampling: How sets are drawn.
+
+    Returns:
+        The ids of the documents, or the reason: "no_positives" or "too_few".
+    """
     random = Random(f"{sampling.seed}|{number}|{query_id}")
     low, high = sampling.ranks[number % len(sampling.ranks)]
     size = random.randint(*sampling.sizes)
@@ -204,10 +219,15 @@ class Sampler:
 
 
 def write_samples(sampler: Sampler, output: Path, queries_count: int | None = None) -> int:
-    """Write the sets to `output`, complete or not at all, and return how many were there already.
+    """Write the sets to `output`, which is complete or unchanged, and return how many it had before.
+
+    Args:
+        sampler: Draws the sets.
+        output: The file to write.
+        queries_count: The number of queries (default: all).
 
     Raises:
-        InputError: If `output` exists and holds anything but a beginning of the same sets. It stays unchanged then.
+        InputError: If `output` exists and its sets are not the first of the same sets.
     """
     has_rows = output.exists() and output.stat().st_size > 0
     existing_rows = read_objects(output, EXPECTED_FORMAT) if has_rows else iter(())

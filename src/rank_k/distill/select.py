@@ -1,4 +1,4 @@
-"""The journal -> training rows.
+"""Selection of training rows from the journal.
 
 A trace is *usable* if it ends in a complete ranking: nothing repaired, no truncated or repetitive reasoning,
 a length within the given range. A *rule* selects from the usable traces of a set:
@@ -30,6 +30,7 @@ from rank_k.distill.near_duplicates import (
 )
 from rank_k.evaluation.measures import ndcg
 from rank_k.journal import Call, Journal
+from rank_k.models.reasoning_trace import split_continuation, stored_prefill
 from rank_k.strategies.aggregate import consensus_ranking
 from rank_k.types import Window, WindowRanking, WindowResult
 from rank_k.window.parsing import ParsedAnswer, parse_ranking
@@ -119,8 +120,7 @@ def _match_score(forced_answer_call: Call, sample: Sequence[Call]) -> tuple[bool
 
 def _reasoning_text(call: Call) -> str:
     """Return the reasoning of a response, whether it is part of the text or separate."""
-    text = (call.response.reasoning or "") + call.response.text
-    return text.partition("</think>")[0].replace("<think>", "").strip()
+    return split_continuation(stored_prefill(call.request), call.response).trace
 
 
 def parse_sample(calls: Sequence[Call]) -> ParsedAnswer | str:

@@ -1,5 +1,6 @@
-"""Candidate sets -> the journal: each set is one window, which a teacher is asked about over the same path as any
-reranking, so that budget, retries, cost and going on after an interruption are the same too.
+"""Tracing: a teacher ranks each candidate set as one window, and the journal stores its reasoning.
+
+The requests take the same path as those of any reranking, with the same budgets, retries, costs and resuming.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rank_k.window.listwise import ListwiseRanker
 
 MAX_SET_SIZE = 10_000
 SINGLE_WINDOW = Single(MAX_SET_SIZE)
-"""The strategy: everything in one window."""
+"""The strategy, which ranks each set as one window."""
 
 
 class ActiveSets:
@@ -60,8 +61,7 @@ class ActiveSets:
 
 
 class SimulatedTeacher(SimulatedModel):
-    """A simulated judge that is asked about sets: it looks up the grades of their queries, and its calls tell what was
-    shown, as those of a real model do."""
+    """A simulated judge for candidate sets. It uses the grades of a set's query, and its calls contain the prompt."""
 
     def __init__(self, grades: Grades, noise: Noise | str, get_set: Callable[[str], CandidateSet]) -> None:
         super().__init__(grades, noise)
@@ -98,7 +98,7 @@ def trace_sets(
         set_count: The number of sets, for the progress display.
         settings: The settings of the journal's run.
         show_progress: Shows the progress.
-        token_budget: No further set is started after so many tokens.
+        token_budget: After this number of tokens, no further set is started (default: no limit).
     """
     ranker = reranker.ranker
     if (
@@ -106,7 +106,10 @@ def trace_sets(
         or reranker.options.depth < MAX_SET_SIZE
         or not isinstance(ranker, ListwiseRanker)
     ):
-        raise InputError("a set is one window", "make the reranker with strategy=SINGLE_WINDOW, depth=MAX_SET_SIZE")
+        raise InputError(
+            "trace_sets needs a reranker that ranks a set as one window",
+            'give strategy=SINGLE_WINDOW, depth=MAX_SET_SIZE, method="listwise"',
+        )
     # All samples are requested, also when the first ones agree.
     ranker.settings = replace(ranker.settings, agreeing_samples=ranker.settings.samples)
     run = active_sets.add_sets(sets, reranker.journal.store_set)

@@ -1,6 +1,6 @@
-"""Training of a student on selected traces: TRL's supervised trainer with the batches, losses and measures of traces.
+"""Training of a student on selected traces, with TRL's supervised trainer and our batches, losses and measures.
 
-The same command resumes from the newest complete checkpoint. What a run writes is described in `run_folder`.
+The same command resumes from the newest complete checkpoint. `run_folder` describes the files of a run.
 """
 
 from __future__ import annotations
@@ -13,9 +13,18 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from rank_k.distill.base_model import LoadedBase, bf16_is_fast, find_gguf, load_base
+from rank_k.distill.base_model import (
+    LoadedBase,
+    bf16_is_fast,
+    find_gguf,
+    load_model,
+    load_tokenizer,
+    quiet_libraries,
+)
 from rank_k.distill.heldout_measures import hidden_states, measure
+from rank_k.distill.label_traces import parse_label_trace
 from rank_k.distill.losses import label_loss
+from rank_k.distill.model_card import render_card
 from rank_k.distill.recipes import Recipe
 from rank_k.distill.run_folder import (
     RUN_FILE,
@@ -28,6 +37,7 @@ from rank_k.distill.run_folder import (
     read_run_metadata,
     write_json,
 )
+from rank_k.distill.time_limit import Interruption, TimeLimitReached, interrupt_after
 from rank_k.distill.training_examples import (
     Batches,
     Example,
@@ -43,13 +53,22 @@ from rank_k.optional_deps import load
 from rank_k.options import DEFAULT_MAX_TOKENS
 from rank_k.window.prompt import read_template
 
+_GRACE_SHARE, _MIN_GRACE_SECONDS = 0.05, 1.0
+"""A step still running at the time limit is interrupted after this share of the limit, and at least some seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
     """What is trained on which rows, and where to.
 
-    `time_limit`: seconds of training, including earlier parts of the run. The learning rate falls to 0 towards it, or
-    towards the last step if that comes first.
+    Args:
+        data: The rows that `rank-k distill select` wrote.
+        recipe: How the student is trained.
+        output: The folder of the run.
+        heldout: Rows to measure on, which are not learned (default: nothing is measured).
+        max_steps: End after this many steps (default: when all epochs are learned).
+        time_limit: End after this many seconds, loading and earlier parts of the run included (default: no limit). The
+            learning rate falls to 0 towards it, or towards the last step if that comes first.
     """
 
     data: Path
@@ -62,7 +81,14 @@ class TrainingRun:
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """How a run ended. `too_long`: rows left out of training and held-out data for their length."""
+    """The result of a training run.
+
+    Attributes:
+        steps: The number of steps, including those of earlier parts of the run.
+        seconds: The duration, including earlier parts of the run.
+        rows: The number of training rows.
+        too_long: The number of rows that were left out because of their length, held-out rows included.
+    """
 
     steps: int
     seconds: float
@@ -75,45 +101,72 @@ def train(run: TrainingRun, on_record: OnRecord = lambda record: None) -> Traini
 
     Args:
         run: What to train.
-        on_record: Called by the first of the processes that train together.
+        on_record: Called with every record (see `run_folder.OnRecord`), only in the first of the processes that train
+            together (default: nothing is called).
 
     Raises:
-        InputError: Before the first step, if the recipe, the rows, the base model or the output folder do not fit.
+        InputError: If the recipe, the rows, the base model and the output folder do not fit together, or if the time
+            limit passes before the first step.
     """
     for module in ("torch", "transformers", "trl", "peft", "datasets"):
         load(module)
     recipe, metadata = run.recipe, _run_metadata(run)
     existing = _read_matching_metadata(run.output, metadata)
-    bf16 = existing.get("bf16", recipe.training.bf16 and bf16_is_fast())  # a run resumes in the format it began in
+    bf16 = existing.get("bf16", recipe.training.bf16 and bf16_is_fast())  # a run resumes in its number format
     if not (is_main := is_main_process()):
         on_record = lambda record: None  # noqa: E731
     on_record({"bf16": bf16, "bf16_requested": recipe.training.bf16})
-    base = load_base(recipe.base.weights, bf16=bf16 and recipe.method.kind == "lora")
-    context_length = getattr(base.model.config, "max_position_embeddings", None) or 2**31
-    if recipe.training.max_length > context_length:
-        raise InputError(
-            f"training.max_length = {recipe.training.max_length} is longer than the context of {context_length} tokens"
-            f" of {recipe.base.weights}",
-            f"give {context_length} or fewer",
-        )
-    rows = _read_examples(run, run.data, base)
-    heldout = ExampleSet([], 0) if run.heldout is None else _read_examples(run, run.heldout, base)
-    _check_rows(run, rows, base)
-    if is_main:
-        counts = {"rows": len(rows.examples), "too_long": rows.too_long, "sources": rows.sources}
-        write_json(run.output / RUN_FILE, metadata | {"bf16": bf16} | counts)
+    _check_data(run)
     checkpoint = find_newest_checkpoint(run.output, remove_incomplete=is_main)
     clock = TrainingClock(checkpoint.seconds if checkpoint else 0.0, run.time_limit)
-    record = TrainingLog(run.output, checkpoint, on_record).record if is_main else on_record
-    trainer = _build_trainer(run, base, rows, heldout.examples, record, clock, bf16)
-    trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
-    _save_trained(trainer, run.output / TRAINED_FOLDER)
+    trainer: Any = None
+    with quiet_libraries(), interrupt_after(_seconds_left(run, clock)) as interruption:
+        try:
+            tokenizer = load_tokenizer(recipe.base.weights)
+            rows = _read_examples(run, run.data, tokenizer)
+            heldout = ExampleSet([], 0) if run.heldout is None else _read_examples(run, run.heldout, tokenizer)
+            _check_examples(run, rows, tokenizer)
+            model = load_model(recipe.base.weights, bf16=bf16 and recipe.method.kind == "lora")
+            _check_context_length(recipe, model)
+            if is_main:
+                counts = {"rows": len(rows.examples), "too_long": rows.too_long, "sources": rows.sources}
+                metadata |= {"bf16": bf16} | counts
+                write_json(run.output / RUN_FILE, metadata)
+            record = TrainingLog(run.output, checkpoint, on_record).record if is_main else on_record
+            base = LoadedBase(model, tokenizer)
+            trainer = _build_trainer(run, base, rows, bf16, clock)
+            trainer.add_callback(_training_callback(run, base, heldout.examples, record, clock, interruption))
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        except TimeLimitReached:
+            if trainer is None or trainer.state.global_step == (checkpoint.step if checkpoint else 0):
+                raise InputError(
+                    f"the time limit of {run.time_limit:g} s passed before the first step",
+                    "give a longer --time-limit, or train a smaller model on shorter rows",
+                ) from None
+        interruption.allowed = False
+        clock.tick()
+        _save_trained(trainer, run.output / TRAINED_FOLDER)
     record({"step": trainer.state.global_step, "seconds": round(clock.seconds, 1), "finished": True})
+    if is_main:
+        card = render_card(run.output, metadata, recipe.name, "student.gguf", "F16", recipe.method.kind == "lora")
+        for folder in (run.output, run.output / TRAINED_FOLDER):
+            (folder / "README.md").write_text(card, encoding="utf-8")  # instead of the templates of TRL and PEFT
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()  # a process that exits while torch's communication threads run may abort
     return TrainingResult(
         trainer.state.global_step, clock.seconds, len(rows.examples), rows.too_long + heldout.too_long
     )
+
+
+def _seconds_left(run: TrainingRun, clock: TrainingClock) -> float | None:
+    """Return after how many seconds loading or a step is interrupted; None if never.
+
+    This is a little later than the time limit, so that a short step, with its checkpoint and its measurement, can
+    end. A run that resumes after its time limit makes one step.
+    """
+    if run.time_limit is None or clock.seconds >= run.time_limit or process_count() > 1:
+        return None
+    return run.time_limit - clock.seconds + max(_MIN_GRACE_SECONDS, _GRACE_SHARE * run.time_limit)
 
 
 def _save_trained(trainer: Any, folder: Path) -> None:
@@ -122,7 +175,7 @@ def _save_trained(trainer: Any, folder: Path) -> None:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero() and not list(folder.glob("*.safetensors")):
-        raise InputError(f"the trainer has left no weights in {folder}", "the newest checkpoint has them, in shards")
+        raise InputError(f"the trainer wrote no weights to {folder}", "use the shards in the newest checkpoint")
 
 
 # --- checks before the first step -------------------------------------------------------------------
@@ -134,7 +187,9 @@ def _run_metadata(run: TrainingRun) -> dict[str, Any]:
         with run.data.open("rb") as file:
             sha256 = file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"{run.data}: {error.strerror or error}", "give the rows to learn from") from error
+        raise InputError(
+            f"{run.data}: {error.strerror or error}", "give the rows that rank-k distill select wrote"
+        ) from error
     template = read_template(run.recipe.asking.prompt)
     base = find_gguf(run.recipe.base.weights)
     return {
@@ -156,46 +211,60 @@ def _read_matching_metadata(output: Path, metadata: Mapping[str, Any]) -> Mappin
     keys = ("recipe", "prompt", "data_sha256", "base_sha256", "processes")
     if changed_keys := [key for key in keys if existing[key] != expected[key]]:
         raise InputError(
-            f"{output} holds a run with another {' and '.join(changed_keys)}", "name another folder, or remove that one"
+            f"{output} contains a run with another {' and '.join(changed_keys)}",
+            "give another folder, or remove that one",
         )
     return existing
 
 
-def _read_examples(run: TrainingRun, path: Path, base: LoadedBase) -> ExampleSet:
+def _check_data(run: TrainingRun) -> None:
+    """Check the rows, and that the recipe can learn from them, before the weights are loaded, which takes minutes."""
+    recipe, label_options = run.recipe, run.recipe.verdicts
+    if label_options.is_enabled and process_count() > 1:
+        raise InputError(
+            "training on relevance labels needs a single process", "start rank-k distill train without accelerate"
+        )
+    completions = [row["completion"][0]["content"] for row in read_rows(run.data, recipe.asking.prompt)]
+    if label_options.is_enabled and not any(parse_label_trace(text, label_options.words) for text in completions):
+        raise InputError(
+            f"the recipe {recipe.name} learns relevance labels, but no trace in {run.data} consists of labels",
+            f"make them with: rank-k distill trace --teacher labels ({', '.join(label_options.words)})",
+        )
+    for _ in () if run.heldout is None else read_rows(run.heldout, recipe.asking.prompt):
+        pass
+
+
+def _read_examples(run: TrainingRun, path: Path, tokenizer: Any) -> ExampleSet:
     rows = read_rows(path, run.recipe.asking.prompt)
-    return build_examples(rows, base.tokenizer, run.recipe.training.max_length, run.recipe.verdicts.words)
+    return build_examples(rows, tokenizer, run.recipe.training.max_length, run.recipe.verdicts.words)
 
 
-def _check_rows(run: TrainingRun, rows: ExampleSet, base: LoadedBase) -> None:
+def _check_examples(run: TrainingRun, rows: ExampleSet, tokenizer: Any) -> None:
     recipe = run.recipe
     if not rows.examples:
-        problem = f"all {rows.too_long} rows are longer" if rows.too_long else "it has no rows"
         raise InputError(
-            f"nothing to learn in {run.data}: {problem}", f"max_length is {recipe.training.max_length} tokens"
+            f"there is nothing to learn in {run.data}: all {rows.too_long} rows have more than"
+            f" {recipe.training.max_length} tokens",
+            "raise training.max_length in the recipe",
         )
     if recipe.verdicts.is_enabled:
-        if process_count() > 1:
-            raise InputError("verdicts are learnt by one process only", "start rank-k distill train without accelerate")
-        label_token_ids_of(base.tokenizer, recipe.verdicts.words)
-        if not any(example.label_trace for example in rows.examples):
-            raise InputError(
-                f"the recipe {recipe.name} learns verdicts, but no trace in {run.data} is one of verdicts",
-                f"make them with: rank-k distill trace --teacher labels ({', '.join(recipe.verdicts.words)})",
-            )
+        label_token_ids_of(tokenizer, recipe.verdicts.words)
+
+
+def _check_context_length(recipe: Recipe, model: Any) -> None:
+    context_length = getattr(model.config, "max_position_embeddings", None) or 2**31
+    if recipe.training.max_length > context_length:
+        raise InputError(
+            f"training.max_length = {recipe.training.max_length} is longer than the context of {context_length} tokens"
+            f" of {recipe.base.weights}",
+            f"give {context_length} or fewer",
+        )
 
 
 # --- the trainer ------------------------------------------------------------------------------------
 
 
-def _build_trainer(
-    run: TrainingRun,
-    base: LoadedBase,
-    rows: ExampleSet,
-    heldout: list[Example],
-    record: OnRecord,
-    clock: TrainingClock,
-    bf16: bool,
-) -> Any:
+def _build_trainer(run: TrainingRun, base: LoadedBase, rows: ExampleSet, bf16: bool, clock: TrainingClock) -> Any:
     transformers, trl, torch = load("transformers"), load("trl"), load("torch")
     recipe, training = run.recipe, run.recipe.training
     lengths = [len(example.prompt_ids) + len(example.completion) // 3 for example in rows.examples]
@@ -221,6 +290,9 @@ def _build_trainer(
                     recipe.verdicts,
                 )
             return loss / self.current_gradient_accumulation_steps
+
+        def create_model_card(self, *args: Any, **options: Any) -> None:
+            """Write no card: `train` writes our own at the end."""
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             def learning_rate_factor(step: int) -> float:
@@ -272,7 +344,6 @@ def _build_trainer(
         peft_config=_lora_config(recipe, base.model) if recipe.method.kind == "lora" else None,
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-    trainer.add_callback(_training_callback(run, base, heldout, record, clock))
     return trainer
 
 
@@ -300,15 +371,33 @@ def _lora_config(recipe: Recipe, model: Any) -> Any:
 
 
 def _training_callback(
-    run: TrainingRun, base: LoadedBase, heldout: list[Example], record: OnRecord, clock: TrainingClock
+    run: TrainingRun,
+    base: LoadedBase,
+    heldout: list[Example],
+    record: OnRecord,
+    clock: TrainingClock,
+    interruption: Interruption,
 ) -> Any:
-    """Return a callback that records, measures and saves by step and by time, and stops at the time limit."""
+    """Return a callback that records, measures and saves by step and by time, and stops at the time limit.
+
+    A step may be interrupted only until the optimizer changes the weights.
+    """
     training = run.recipe.training
     measured_examples = heldout[: training.measure_rows]
 
     class TrainingCallback(load("transformers").TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
             self.saved_at = self.measured_at = clock.seconds
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            interruption.allowed = False
+            record({"step": state.global_step, "seconds": round(clock.seconds, 1), "steps": state.max_steps})
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            interruption.allowed = True
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            interruption.allowed = False
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> Any:
             clock.tick()
@@ -346,10 +435,10 @@ def _training_callback(
 
 
 def is_main_process() -> bool:
-    """Return whether this is the process that writes and prints for all that train together."""
+    """Return whether this is the first of the processes that train together, which writes and prints for all."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def process_count() -> int:
-    """Return how many processes train together, as `accelerate launch` sets it."""
+    """Return the number of processes that train together, as set by `accelerate launch`."""
     return int(os.environ.get("WORLD_SIZE", "1"))

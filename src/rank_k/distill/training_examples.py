@@ -1,11 +1,10 @@
-"""Training rows -> examples -> batches of tokens and labels.
+"""Training rows become examples, and examples become batches of tokens and labels.
 
-The prompt is rendered by the model's chat template, and the completion is appended to it unchanged: many chat
-templates drop `<think>...</think>` from an assistant's turn. Rows that are too long are counted and left out, never
-truncated.
+The model's chat template renders the prompt, and the completion is appended unchanged, because many chat templates drop
+`<think>...</think>` from an assistant's turn. Rows that are too long are counted and left out, never truncated.
 
-The order of the examples, the batches and the random labels in them depend on the seed and the position alone, so that
-a resumed run gets the same batches.
+The order of the examples, the batches and the random labels depend only on the seed and the position, so that a resumed
+run gets the same batches.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from rank_k.window.prompt import PromptTemplate, read_template
 from rank_k.window.sanitize import sanitize
 
 IGNORED_LABEL = -100
-"""The label of a token that is not to be learned, as in torch."""
+"""The label of a token that is not learned, as in torch."""
 
 _NUMBERED_PASSAGE = re.compile(r"^\[(\d+)\] .*\[\1\]$", re.MULTILINE)
 """A passage with its number at both ends."""
@@ -81,11 +80,11 @@ def read_rows(path: Path, prompt: str) -> Iterator[dict[str, Any]]:
     template = read_template(prompt)
     for number, row in read_objects(path, expected):
         if not _is_valid_row(row):
-            raise FormatError(path, number, "no prompt, or no completion by the assistant", expected)
+            raise FormatError(path, number, "the prompt or the assistant's completion is missing", expected)
         if not _uses_template(row, template):
             raise InputError(
-                f"line {number} of {path} was not made with the prompt {prompt}, which the student is to be asked with",
-                f"make it with rank-k distill trace --prompt {prompt}, or name its prompt in [asking]",
+                f"line {number} of {path} was not made with the prompt {prompt}, which the recipe's student will use",
+                f"run rank-k distill trace with --prompt {prompt}, or set the prompt in [asking] of the recipe",
             )
         yield row
 
@@ -114,7 +113,14 @@ def _uses_template(row: Mapping[str, Any], template: PromptTemplate) -> bool:
 def build_examples(
     rows: Iterable[Mapping[str, Any]], tokenizer: Any, max_length: int, label_words: Sequence[str]
 ) -> ExampleSet:
-    """Return the rows that have at most `max_length` tokens as examples, and count the others."""
+    """Return the rows that are not too long as examples, and count the others.
+
+    Args:
+        rows: The rows (see `read_rows`).
+        tokenizer: The tokenizer of the base model.
+        max_length: The maximum number of tokens of prompt and completion.
+        label_words: The relevance labels of the recipe, worst first.
+    """
     examples: list[Example] = []
     too_long = 0
     sources: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -163,7 +169,7 @@ class TokenizedRow:
 
     Args:
         input_ids: The tokens of prompt and completion.
-        labels: What is to be learned at each position.
+        labels: The token to be learned at each position, or `IGNORED_LABEL`.
         label_positions: The positions of the relevance labels in `input_ids`.
         target_labels: The relevance labels to be learned there.
         passage_ends: The positions of the last tokens of the passages, if they are known.
@@ -177,9 +183,9 @@ class TokenizedRow:
 
 
 def tokenize_row(example: Example, tokenizer: Any, trace: LabelTrace | None = None) -> TokenizedRow:
-    """Return the tokens of a row: the completion is to be learned, the prompt is not.
+    """Return the tokens of a row, in which the completion is learned and the prompt is not.
 
-    With `trace`, its text replaces the completion: its shown labels are read, its target labels are to be learned.
+    With `trace`, its text replaces the completion: the shown labels are in the text, and the target labels are learned.
     """
     start = len(example.prompt_ids)
     completion = completion_tokens(tokenizer, example.completion if trace is None else trace.text)
@@ -189,7 +195,7 @@ def tokenize_row(example: Example, tokenizer: Any, trace: LabelTrace | None = No
     token_ids = label_token_ids_of(tokenizer, trace.words)
     positions = [start + i for i, token in enumerate(completion) if token in token_ids][: len(trace.shown_labels)]
     shown_ids = [token_ids[label] for label in trace.shown_labels]
-    assert [input_ids[position] for position in positions] == shown_ids, "a relevance label is not where it should be"
+    assert [input_ids[position] for position in positions] == shown_ids, "a relevance label is not at its position"
     for position, label in zip(positions, trace.target_labels, strict=True):
         labels[position] = token_ids[label]
     return TokenizedRow(input_ids, labels, positions, trace.target_labels, example.passage_ends)
@@ -203,7 +209,8 @@ def label_token_ids_of(tokenizer: Any, words: Sequence[str]) -> list[int]:
         *first_ids, token_id = tokenizer(f"[1] {word}", add_special_tokens=False)["input_ids"]
         if first_ids != prefix_ids:
             raise InputError(
-                f"the verdict {word!r} is not one token to this model", "choose another word in [verdicts]"
+                f"the label {word!r} is not a single token of this model",
+                "choose another word in [verdicts] of the recipe",
             )
         token_ids.append(token_id)
     return token_ids
@@ -215,7 +222,13 @@ def label_token_ids_of(tokenizer: Any, words: Sequence[str]) -> list[int]:
 def training_order(lengths: Sequence[int], epochs: float, batch: int, seed: int, group_by_length: bool) -> list[int]:
     """Return the indices of rows in the order in which they are learned, all epochs in sequence.
 
-    `group_by_length`: put rows of similar length into one batch, which saves padding. The batches stay in random order.
+    Args:
+        lengths: The length of each row.
+        epochs: How often each row is learned. A fraction learns a random part of the rows.
+        batch: The number of rows in a batch.
+        seed: The seed of the random order.
+        group_by_length: Put rows of similar length into one batch, which saves padding. The batches stay in random
+            order.
     """
     order: list[int] = []
     row_count = round(epochs * len(lengths))
@@ -237,7 +250,7 @@ def _split(rows: list[int], size: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Batches:
-    """Makes batches of the examples at positions of `order`. The trainer's data set consists of the positions."""
+    """Makes batches of the examples at positions of `order`. The positions are the trainer's data set."""
 
     examples: Sequence[Example]
     order: Sequence[int]
@@ -249,7 +262,7 @@ class Batches:
         return pad_batch([self.row(item["position"]) for item in items], self.tokenizer.pad_token_id)
 
     def row(self, position: int) -> TokenizedRow:
-        """Return what is learned at that position of the order."""
+        """Return the row at a position of the order, with random labels as the options require."""
         example = self.examples[self.order[position]]
         trace = example.label_trace if self.label_options.is_enabled else None
         random = Random(f"verdicts|{self.seed}|{position}")

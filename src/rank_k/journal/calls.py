@@ -31,6 +31,10 @@ _RESPONSE_COLUMNS = (
     " prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, usage_estimated, seconds"
 )
 
+_ALL_ESTIMATED = 1
+_REASONING_ESTIMATED = 2
+"""Bits of the column `usage_estimated`: the server counted no tokens, or all but the reasoning tokens."""
+
 DEFAULT_MAX_BYTES = 256 * 2**20
 
 
@@ -137,7 +141,7 @@ class CallStore:
                 usage.completion_tokens,
                 usage.reasoning_tokens,
                 usage.cached_tokens,
-                usage.estimated,
+                _ALL_ESTIMATED * usage.estimated | _REASONING_ESTIMATED * usage.reasoning_estimated,
                 response.seconds,
                 time.time(),
             ),
@@ -170,7 +174,8 @@ class CallStore:
         keys = f"SELECT value FROM windows, json_each(call_keys) WHERE {condition}"
         rows = self._db.execute(
             "SELECT model, purpose, count(*), sum(prompt_tokens), sum(completion_tokens),"
-            " sum(reasoning_tokens), sum(cached_tokens), max(usage_estimated), sum(seconds)"
+            " sum(reasoning_tokens), sum(cached_tokens),"
+            f" max(usage_estimated & {_ALL_ESTIMATED}) | max(usage_estimated & {_REASONING_ESTIMATED}), sum(seconds)"
             f" FROM calls {f'WHERE key IN ({keys})' if values else ''} GROUP BY model, purpose ORDER BY 1, 2",
             values,
         )
@@ -213,4 +218,5 @@ def _decode_response(row: Sequence[Any]) -> Response:
 
 def _decode_usage(row: Sequence[int]) -> Usage:
     prompt, completion, reasoning, cached, estimated = row
-    return Usage(prompt, completion, reasoning, cached, bool(estimated))
+    flags = bool(estimated & _ALL_ESTIMATED), bool(estimated & _REASONING_ESTIMATED)
+    return Usage(prompt, completion, reasoning, cached, *flags)

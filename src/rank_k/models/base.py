@@ -1,7 +1,7 @@
-"""The interface to a language model: one request in, one response out, text while it streams.
+"""The interface to a language model: a request, its response, and the chunks of the response while it streams.
 
 A model is anything with the attributes of `Model`: `http.HttpModel` (every real server, the embedded one included),
-`simulated.SimulatedModel` and `mock.ScriptedModel`. Models that wrap another one add to it what all models need:
+`simulated.SimulatedModel` and `mock.ScriptedModel`. Wrappers add what all models need:
 `CachedModel(StopOnRepetition(HttpModel(...)))`.
 """
 
@@ -14,12 +14,15 @@ from rank_k.types import OnChunk, Request, Response
 
 
 class Capabilities(NamedTuple):
-    """What a model supports beyond a plain response. Responses are checked all the same: servers ignore fields.
+    """What a model supports beyond a plain response. Responses are still checked, since servers ignore unknown fields.
 
-    `prefill`: continue a given beginning of the answer. `grammar`: constrained decoding to a ranking.
-    `reasoning_budget`: limit the reasoning tokens itself. `logprobs`: return log-probabilities. `reasons`: its chat
-    template has reasoning; otherwise Rank-K opens it with `prefill`. `scores_given_text`: return the probability of a
-    given text.
+    Attributes:
+        prefill: It continues a given beginning of the answer.
+        grammar: It constrains the answer to a ranking.
+        reasoning_budget: It limits the reasoning tokens.
+        logprobs: It returns the log-probabilities of its tokens.
+        reasons: Its chat template contains reasoning. For other models, Rank-K opens the reasoning with a prefill.
+        scores_given_text: It returns the probability of a given text.
     """
 
     prefill: bool = False
@@ -31,40 +34,52 @@ class Capabilities(NamedTuple):
 
 
 class Model(Protocol):
+    """A language model."""
+
     @property
     def name(self) -> str:
-        """How people know it."""
+        """The name that is shown to users."""
 
     @property
     def identity(self) -> str:
-        """All that decides the answers apart from the request: part of the journal's key."""
+        """Everything but the request that determines the responses. It is part of the journal's keys."""
 
     @property
     def context_length(self) -> int:
-        """How many tokens prompt, reasoning and answer share. Known once `prepare` has run."""
+        """The number of tokens that prompt, reasoning and answer share. Known after `prepare`."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """What may be asked for. Known once `prepare` has run."""
+        """What the model supports. Known after `prepare`."""
 
     async def prepare(self) -> None:
-        """Find out what must be known before the first request. Raises `ModelError` or `InputError`."""
+        """Get ready for requests: start or query the server. Raises `ModelError` or `InputError`."""
 
     def request_body(self, request: Request) -> Mapping[str, Any]:
-        """The request as sent (JSON): the other part of the journal's key."""
+        """Return the JSON that is sent for a request. It is part of the journal's keys."""
 
     async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
-        """Send one request. Cancelling the call cancels the server's work. Raises `ModelError`."""
+        """Send a request and return its response.
+
+        Cancelling the call cancels the server's work.
+
+        Args:
+            request: The request.
+            on_chunk: Called with each chunk of the response. The response ends early if it returns True.
+
+        Raises:
+            ModelError: If there is no response.
+        """
 
     async def count_tokens(self, text: str) -> int | None:
-        """Return the exact number of tokens of `text`, or None where this model cannot count them."""
+        """Return the exact number of tokens of `text`, or None if this model cannot count them."""
 
     async def close(self) -> None:
-        """Free all resources. No request follows."""
+        """Free all resources. The model cannot be used afterwards."""
 
 
 class ModelWrapper(Model):
-    """A model that passes everything on to `model`. A subclass changes `complete`."""
+    """A model that delegates everything to `model`. Subclasses change `complete`."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

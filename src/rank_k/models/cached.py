@@ -1,4 +1,4 @@
-"""A model whose calls are stored in the journal, and found there again."""
+"""A model whose responses are stored in the journal and reused from there."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ class CachedModel(ModelWrapper):
     """Call `model` through `journal`, with at most `concurrency` requests in flight.
 
     A request whose response is in the journal is not sent again; the stored response arrives in one chunk. Identical
-    requests in flight share one response and all of its chunks. Other requests are sent, and sent again as `retries`
-    says, and their responses are stored before they are returned. What `on_chunk` returns has no effect.
+    requests in flight share one response and its chunks. The response of any other request is stored before it is
+    returned. The value that `on_chunk` returns is ignored.
 
     Args:
-        on_retry: called with the error and the seconds to wait before each retry.
+        model: The model.
+        journal: Where responses are stored.
+        retries: How often failed requests are repeated.
+        on_retry: Called with the error and the seconds to wait before each retry.
+        concurrency: The maximum number of requests in flight (default: practically unlimited).
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class CachedModel(ModelWrapper):
 
 
 class _CallInFlight:
-    """A request that was sent, and everyone who waits for its response."""
+    """A request in flight, and the callers that wait for its response."""
 
     def __init__(self, send: Callable[[OnChunk], Coroutine[Any, Any, Response]]) -> None:
         self.waiter_count = 0
@@ -90,7 +94,7 @@ class _CallInFlight:
             listener(chunk)
 
     async def wait(self, on_chunk: OnChunk | None) -> Response:
-        """Return the response; `on_chunk` receives all chunks from the beginning."""
+        """Return the response. `on_chunk` receives all chunks, the earlier ones first."""
         self.waiter_count += 1
         if on_chunk is not None:
             for chunk in self._chunks:

@@ -1,4 +1,4 @@
-"""The embedded model: a llama.cpp server of our own on this machine, which Rank-K uses like any other server."""
+"""The embedded model: a llama.cpp server on this machine that Rank-K starts and uses like any other server."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from rank_k.types import OnChunk, Request, Response
 
 
 class EmbeddedModel(HttpModel):
-    """A model whose server starts in `prepare` and ends with `close`.
+    """A model whose server starts in `prepare` and ends in `close`.
 
-    Its chat template has no reasoning: Rank-K opens it with a prefill.
+    Its chat template contains no reasoning, so that Rank-K opens the reasoning with a prefill.
 
     Args:
-        weights: a name of `weights.NAMED`, the path of a GGUF file, or weights that were located.
-        adapter: a LoRA adapter for them, as a GGUF file.
-        context_length: tokens per request (default: what the weights were trained for).
-        concurrency: requests at a time.
-        threads: default: all cores.
+        weights: A name of `weights.NAMED`, the path of a GGUF file, or the result of `weights.locate`.
+        adapter: A LoRA adapter for the weights, as a GGUF file.
+        context_length: Tokens per request (default: the length that the weights were trained for).
+        concurrency: The maximum number of requests in flight.
+        threads: The number of threads (default: all cores).
 
     Raises:
-        MissingWeights: if the weights are not on this machine.
-        FormatError: if a file is not a GGUF file.
+        MissingWeights: If the weights are not on this machine.
+        FormatError: If a file is not a GGUF file.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class EmbeddedModel(HttpModel):
         self._threads = threads
         self._server: EmbeddedServer | None = None
         super().__init__(
-            "localhost",  # the address is known when the server has started
+            "localhost",  # the address is known after the server has started
             self.weights.name,
             server_type="llamacpp",
             context_length=context_length or self.weights.context_length or 8192,
@@ -62,7 +62,7 @@ class EmbeddedModel(HttpModel):
                 adapter=self.adapter,
             )
             self.url, self._api_key = self._server.url, self._server.api_key
-            self._context_length = self._server.context_length  # what it really has
+            self._context_length = self._server.context_length  # the server may have rounded it
 
     async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         try:
@@ -70,7 +70,7 @@ class EmbeddedModel(HttpModel):
         except (ConnectionFailed, ServerError) as error:
             if self._server is not None and (failure := self._server.failure) is not None:
                 raise RequestRejected(
-                    f"the embedded server has died: {failure}", "start again; calls made are kept"
+                    f"the embedded server has ended: {failure}", "run the same command again; finished calls are kept"
                 ) from error
             raise
 

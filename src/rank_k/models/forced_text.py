@@ -1,11 +1,14 @@
-"""A given text, as the grammar that has a model say it and nothing else: how a server that tells the probability of
-what it says, but not of what it is told, is made to tell how likely a text is. Pure.
+"""Score a given text with llama.cpp: a grammar forces the model to generate exactly this text. Pure.
 
-The grammar names tokens by their numbers, `<[1701]>`, in llama.cpp's notation. One of characters would leave open how
-the text is cut into tokens, and greedy decoding then cuts it badly: after "query:" a blank is likelier than " why", and
-"why" after the blank is not likely at all. Tokens that are parts of characters are the exception: llama.cpp admits
-none by number, so that such a character is written out, with the blank before it if that is in the same token. How it
-is then cut may differ from one prompt to the next, and only the last part's probability is told: none of it counts.
+llama.cpp returns the probabilities of the tokens that it generates, but not those of the tokens in the prompt. With a
+grammar that accepts only the given text, the server generates it and returns the probability of each token.
+
+The grammar names tokens by their ids, `<[1701]>` in llama.cpp's notation. A grammar of characters would leave the
+tokenization open, and greedy decoding would then choose unlikely tokens: after "query:", a space is more likely than
+" why", but "why" is unlikely after the space. Tokens that are parts of characters are an exception, since llama.cpp
+does not accept their ids. The grammar contains such a character as a literal, with the space before it if one token
+contains both. Its tokenization may differ between prompts, and only the probability of its last token is known, so that
+none of its tokens is counted.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any, NamedTuple
 
 
 class Token(NamedTuple):
-    """`text` is bytes, since a token may end within a character."""
+    """A token of the server's vocabulary. `text` is bytes, since a token may end within a character."""
 
     number: int
     text: bytes
@@ -35,7 +38,7 @@ def parse_tokens(entries: Any) -> tuple[Token, ...] | None:
 
 
 def gbnf(tokens: Sequence[Token]) -> str:
-    """The grammar of the text of `tokens`, in these tokens."""
+    """Return the grammar that accepts exactly `tokens`, in llama.cpp's notation."""
     parts = (
         f"<[{group[0].number}]>" if len(group) == 1 else _quoted_literal(group) for group in _character_groups(tokens)
     )
@@ -43,17 +46,22 @@ def gbnf(tokens: Sequence[Token]) -> str:
 
 
 def max_token_bound(tokens: Sequence[Token]) -> int:
-    """As many tokens as the grammar can take: one for each byte of what is written out."""
+    """Return the maximum number of tokens that the grammar accepts: each byte of a literal may be one token."""
     return sum(1 if len(group) == 1 else len(_joined_bytes(group)) for group in _character_groups(tokens))
 
 
 def token_log_probabilities(
     tokens: Sequence[Token], server_tokens: Sequence[tuple[str, float]]
 ) -> tuple[tuple[str, float], ...] | None:
-    """Return those of `server_tokens` (text, log-probability) that stand for one of `tokens`.
+    """Return those of `server_tokens` that are one of `tokens`.
 
-    Characters that were written out are skipped, and so is the end-of-text token. None if the server's tokens do not
-    spell the text of `tokens`.
+    Args:
+        tokens: The tokens of the given text.
+        server_tokens: (text, natural log-probability) of the generated tokens.
+
+    Returns:
+        The matching pairs, without the end-of-text token and without characters that are literals in the grammar. None
+        if the server's tokens do not add up to the text of `tokens`.
     """
     log_probabilities = []
     remaining = list(reversed(server_tokens))
@@ -70,14 +78,14 @@ def token_log_probabilities(
 
 
 def _character_groups(tokens: Sequence[Token]) -> Iterator[tuple[Token, ...]]:
-    """`tokens` in runs, each as short as can be, that end where a character does."""
+    """Yield `tokens` in the shortest groups that consist of complete characters."""
     group: tuple[Token, ...] = ()
     for token in tokens:
         group += (token,)
         if _is_utf8(_joined_bytes(group)):
             yield group
             group = ()
-    yield from ((token,) for token in group)  # no text at all: it is the server's to refuse
+    yield from ((token,) for token in group)  # not UTF-8: the server rejects it
 
 
 def _joined_bytes(group: Sequence[Token]) -> bytes:
@@ -93,5 +101,5 @@ def _is_utf8(text: bytes) -> bool:
 
 
 def _quoted_literal(group: Sequence[Token]) -> str:
-    """A literal, every character by its number, so that none of them means anything to the grammar."""
+    """Return a literal of escaped characters, so that none of them has a meaning in the grammar."""
     return '"' + "".join(f"\\U{ord(char):08X}" for char in _joined_bytes(group).decode("utf-8")) + '"'

@@ -65,7 +65,7 @@ def matches_grammar(text: str, size: int, *, each_once: bool = False) -> bool:
 def _permutation_rules(size: int) -> str:
     """Return a rule for every set of remaining ids, named by the set as a bit mask.
 
-    The opening bracket stands before a set's rule, so that all of its alternatives begin with a digit.
+    The rule before a set's rule contains the opening bracket, so that all alternatives of a set begin with a digit.
     """
     all_ids = (1 << size) - 1
     rules = [f'root ::= {_LEADING_WHITESPACE} "[" s{all_ids}', 'x ::= " > [" | " = ["']

@@ -1,7 +1,7 @@
-"""A model behind an OpenAI-compatible server: one streaming POST per question.
+"""A model behind an OpenAI-compatible server: one streaming POST per request.
 
-aiohttp rather than httpx: its C parser reads a stream of tokens for about half of the processor time
-(`benchmarks/http_clients.py`), and events are most of what a client of a thinking model does.
+The HTTP client is aiohttp, whose C parser needs about half of the CPU time of httpx for a stream of tokens
+(`benchmarks/http_clients.py`). Reading events is most of the work of a client of a reasoning model.
 """
 
 from __future__ import annotations
@@ -37,21 +37,30 @@ if TYPE_CHECKING:
     import aiohttp
 
 DEFAULT_CONTEXT_LENGTH = 32_768
-"""Tokens, where neither the server nor the user says: what current reasoning models have at least."""
+"""The context length in tokens if neither the server nor the user states it. Current reasoning models have more."""
 
-_KEEPALIVE_SECONDS = 4.0  # seconds an idle connection is kept: less than the 5 s of uvicorn's and llama.cpp's servers
-_MAX_ERROR_BYTES = 65_536  # bytes of an error's body that are read
+_KEEPALIVE_SECONDS = 4.0  # seconds that an idle connection stays open: less than the 5 s of uvicorn and llama.cpp
+_MAX_ERROR_BYTES = 65_536  # the maximum number of bytes that are read of an error's body
 _MAX_RESPONSE_BYTES = 64_000_000  # a server that sends more is broken or hostile
 
 
 class HttpModel:
-    """`model` at `url` (with or without a trailing `/v1`).
+    """A model behind an OpenAI-compatible server.
 
-    `server_type`: a name of `SERVER_TYPES`, or "auto" to detect it in `prepare`. `context_length`: tokens; None takes
-    the server's value, else `DEFAULT_CONTEXT_LENGTH`. `identity`: replaces model and revision in the journal's keys
-    (the embedded model gives its weights' checksum). `read_timeout`: seconds without a byte before a call
-    counts as dropped; None waits, since a reasoning model behind a queue is silent for long. `reasons`: whether
-    the model's chat template has reasoning.
+    Args:
+        url: The address of the server, with or without a trailing `/v1`.
+        model: The name of the model (default: the only one that the server has).
+        api_key: The key, sent as a bearer token.
+        server_type: A name of `SERVER_TYPES`, or "auto" to detect it in `prepare`.
+        context_length: The context length in tokens (default: the server's, or else `DEFAULT_CONTEXT_LENGTH`).
+        revision: The revision of the model, as part of the journal's keys.
+        identity: Replaces model and revision in the journal's keys. The embedded model uses its weights' checksum.
+        read_timeout: Seconds without data after which the connection counts as dropped (default: no limit, since a
+            reasoning model behind a queue may send nothing for a long time).
+        reasons: Whether the model's chat template contains reasoning.
+
+    Raises:
+        InputError: If the address or the server type is not valid.
     """
 
     def __init__(
@@ -68,9 +77,7 @@ class HttpModel:
         reasons: bool = True,
     ) -> None:
         if server_type != "auto" and server_type not in SERVER_TYPES:
-            raise InputError(
-                f"there is no server type {server_type!r}", f"write auto or one of {', '.join(SERVER_TYPES)}"
-            )
+            raise InputError(f"unknown server type {server_type!r}", f"give auto or one of {', '.join(SERVER_TYPES)}")
         self.url = base_url(url)
         self.name = model or ""
         self.server_type = SERVER_TYPES.get(server_type, SERVER_TYPES["plain"])
@@ -81,7 +88,7 @@ class HttpModel:
         self._identity = identity
         self._read_timeout = read_timeout
         self._reasons = reasons
-        self._prefill_forms = list(self.server_type.prefill)  # forms that have not been refused
+        self._prefill_forms = list(self.server_type.prefill)  # forms that the server has not rejected
         self._accepts_budget = True
         self._opening_ids: tuple[int, ...] | None = None  # see `_template_opening`
         self._session: aiohttp.ClientSession | None = None
@@ -96,7 +103,7 @@ class HttpModel:
 
     @property
     def context_length_is_known(self) -> bool:
-        """Whether the user or the server said how long the context is."""
+        """Whether the user or the server has stated the context length."""
         return self._context_length is not None
 
     @property
@@ -113,17 +120,20 @@ class HttpModel:
         else:
             body = server_types.request_body(self.server_type, self.name, request)
         if self._identity:
-            body.pop("model")  # whose name depends on where the file lies
+            body.pop("model")  # the name of an embedded model depends on the path of its file
         return body
 
     async def prepare(self) -> None:
-        """Ask the server which models it has: detect server type and context length, check address, key and model."""
+        """Request the server's list of models.
+
+        Detects the server type and the context length, and checks the address, the key and the name of the model.
+        """
         try:
             models = await self._request_json("GET", self.url + "/models")
         except RequestRejected as error:
             if error.status in (401, 403) or 300 <= error.status < 400:
                 raise
-            models = None  # a server without this endpoint; the first request shows more
+            models = None  # the server may lack this endpoint
         if self._detects_server_type:
             self.server_type = server_types.detect_server_type(self.url, models)
             self._prefill_forms = list(self.server_type.prefill)
@@ -132,7 +142,7 @@ class HttpModel:
             if len(cards) != 1:
                 raise InputError(
                     f"the server at {self.url} has {len(cards) or 'no list of'} models",
-                    f"name one with --model{': ' + ', '.join(islice(cards, 8)) if cards else ''}",
+                    f"choose one with --model{': ' + ', '.join(islice(cards, 8)) if cards else ''}",
                 )
             self.name = next(iter(cards))
         if cards and self.name not in cards and self.server_type.lists_models:
@@ -144,10 +154,11 @@ class HttpModel:
             self._context_length = server_types.context_length(self.server_type, card)
 
     async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
-        """Send one request. A prefill is sent in the best form that this server has not refused.
+        """Send a request. A prefill is sent in the best form that this server has not rejected.
 
-        Raises `RequestRejected` if no form is left, and `FieldRejected` if the server refuses the reasoning budget;
-        from then on `capabilities` has no reasoning budget.
+        Raises:
+            RequestRejected: If the server has rejected every form of prefill.
+            FieldRejected: If the server rejects the reasoning budget. From then on, `capabilities` has none.
         """
         if request.forced_text is not None:
             return await self._complete_forced_text(request, request.forced_text, on_chunk)
@@ -157,18 +168,13 @@ class HttpModel:
             form = self._prefill_forms[0]
             send = self._text_completion if form == "raw" else self._chat_completion
             try:
-                response = await send(request, on_chunk)
+                return await send(request, on_chunk)
             except RequestRejected as error:
                 if not error.is_about_fields:
                     raise
                 if form in self._prefill_forms:
                     self._prefill_forms.remove(form)
-                continue
-            if "</think>" in request.prefill:
-                return response
-            usage = replace(response.usage, reasoning_tokens=response.usage.completion_tokens)
-            return replace(response, usage=usage)  # all of it is reasoning
-        raise RequestRejected(f"{self.url} cannot go on from a given beginning", "see docs/servers.md")
+        raise RequestRejected(f"{self.url} cannot continue a given beginning (prefill)", "see docs/servers.md")
 
     async def _chat_completion(self, request: Request, on_chunk: OnChunk | None) -> Response:
         body = server_types.request_body(self.server_type, self.name, request)
@@ -184,7 +190,7 @@ class HttpModel:
         """Render the chat template on the server, append the prefill, and complete it as plain text."""
         prompt = await self._render_prompt(request)
         body = server_types.completion_body(self.server_type, self.name, request, prompt)
-        return await self._stream("/completions", body, on_chunk)
+        return await self._stream("/completions", body, on_chunk, request.prefill)
 
     async def _complete_forced_text(self, request: Request, forced_text: str, on_chunk: OnChunk | None) -> Response:
         """Return the log-probabilities of `forced_text`, in the tokens that it has after the prompt."""
@@ -204,7 +210,7 @@ class HttpModel:
         if self.server_type.scores_given_text:
             tokens = parse_tokens(await self._token_list({"content": text, "with_pieces": True}))
         if tokens is None:
-            raise RequestRejected(f"{self.url} does not tell how likely a text is", "see docs/servers.md", 501)
+            raise RequestRejected(f"{self.url} cannot score a given text", "see docs/servers.md", 501)
         return tokens
 
     async def _render_prompt(self, request: Request) -> str | list[int]:
@@ -246,24 +252,24 @@ class HttpModel:
         return tokens
 
     async def _token_list(self, body: Mapping[str, Any]) -> list[Any] | None:
-        """Return the answer of the server's tokenizer, None if it is not a list."""
+        """Return the list of tokens from the server's tokenizer; None if the response has none."""
         payload = await self._post_json("/tokenize", body)
         tokens = payload.get("tokens") if isinstance(payload, Mapping) else None
         return tokens if isinstance(tokens, list) else None
 
     async def _stream(
-        self, path: str, body: Mapping[str, Any], on_chunk: OnChunk | None, echoed_prefill: str = ""
+        self, path: str, body: Mapping[str, Any], on_chunk: OnChunk | None, prefill: str = ""
     ) -> Response:
         started = time.monotonic()
         events: list[ResponseEvent] = []
         async with self._send_request("POST", self.url + path, {**body, **server_types.STREAMING}) as response:
             if response.headers.get("Content-Type", "").startswith("application/json"):  # a server that cannot stream
                 event = parse_payload(await self._read_json(response))
-                chunk = event.chunk._replace(text=event.chunk.text.removeprefix(echoed_prefill))
+                chunk = event.chunk._replace(text=event.chunk.text.removeprefix(prefill))  # some servers echo it
                 _append_event(events, event._replace(chunk=chunk, is_last=True), on_chunk)
             else:
                 await _read_events(response, events, on_chunk)
-        return join_events(events, time.monotonic() - started)
+        return join_events(events, time.monotonic() - started, prefill)
 
     async def count_tokens(self, text: str) -> int | None:
         if not self.server_type.tokenizes:
@@ -271,7 +277,7 @@ class HttpModel:
         try:
             tokens = await self._token_list({"model": self.name, self.server_type.tokenizes: text})
         except RequestRejected:
-            return None  # switched off on this server
+            return None  # this server has no tokenizer endpoint
         return None if tokens is None else len(tokens)
 
     async def close(self) -> None:
@@ -325,12 +331,12 @@ class HttpModel:
         except aiohttp.ClientConnectorError as error:
             reason = error.os_error.strerror or error.os_error or "no connection"
             raise ConnectionFailed(
-                f"nobody answers at {self.url} ({reason})", "start the server or correct --server"
+                f"no server responds at {self.url} ({reason})", "start the server, or correct --server"
             ) from error
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             raise ServerError(
                 f"the server at {self.url} dropped the connection ({type(error).__name__})",
-                "look into its log; the same command goes on from here",
+                "see its log; the same command resumes",
             ) from error
 
     async def _read_error(self, response: aiohttp.ClientResponse) -> ModelError:
@@ -352,22 +358,24 @@ class HttpModel:
             async for chunk in response.content.iter_any():
                 raw += chunk
                 if len(raw) > _MAX_RESPONSE_BYTES:
-                    raise ServerError(f"the server at {self.url} sends without end", "look into its log")
+                    raise ServerError(f"the response of the server at {self.url} does not end", "see its log")
         except _connection_errors() as error:
-            broken = error  # after a complete document, perhaps
+            broken = error  # the JSON document may be complete
         try:
             return json.loads(raw)
         except (ValueError, RecursionError) as error:
             if broken is not None:
                 raise broken from None
-            raise ServerError(f"the server at {self.url} sent what is not JSON", "is it an LLM server?") from error
+            raise ServerError(
+                f"the server at {self.url} did not send JSON", "check that it is an OpenAI-compatible server"
+            ) from error
 
     async def _request_json(self, method: str, url: str, body: Mapping[str, Any] | None = None) -> Any:
         async with self._send_request(method, url, body) as response:
             return await self._read_json(response)
 
     async def _post_json(self, path: str, body: Mapping[str, Any]) -> Any:
-        """POST a small request beside the API; repeat it once if a connection kept open turns out to be closed."""
+        """POST to an endpoint outside of the OpenAI API; repeat it once if the kept connection had been closed."""
         url = self.url.removesuffix("/v1") + path
         try:
             return await self._request_json("POST", url, body)
@@ -392,7 +400,7 @@ async def _read_events(response: aiohttp.ClientResponse, events: list[ResponseEv
                     return
             received_bytes += len(data)
             if received_bytes > _MAX_RESPONSE_BYTES:
-                raise ServerError("the server sends a response without end", "look into its log")
+                raise ServerError("the server's response does not end", "see its log")
     except _connection_errors():
         if not any(event.ends_response for event in events):
             raise
@@ -408,7 +416,7 @@ def _append_event(events: list[ResponseEvent], event: ResponseEvent, on_chunk: O
 
 
 async def _drain(response: aiohttp.ClientResponse) -> None:
-    """Read past the last event, so that the connection can serve the next request too."""
+    """Read to the end of the body, so that the connection can be used for the next request."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1):
             async for _ in response.content.iter_any():
@@ -423,17 +431,21 @@ def _connection_errors() -> tuple[type[Exception], ...]:
 
 
 def base_url(url: str) -> str:
-    """`url` in one spelling, ending in `/v1` unless it has a path of its own. Raises `InputError`."""
+    """Return `url` in a normalized form, with the path `/v1` unless it has another path.
+
+    Raises:
+        InputError: If it is not the address of a server.
+    """
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
-        host_name = (parts.hostname or "").encode("idna")  # as it will be looked up
+        host_name = (parts.hostname or "").encode("idna")  # raises for names that cannot be resolved
         is_valid = parts.scheme in ("http", "https") and bool(host_name) and parts.port != 0
-    except ValueError:  # a port out of range, half an IPv6 address, a name with a part that is empty or too long
+    except ValueError:  # a port out of range, an incomplete IPv6 address, an invalid name
         is_valid = False
     if not is_valid:
-        raise InputError(f"{url!r} is no server address", "write it like http://localhost:8000/v1")
-    if parts.username or parts.password or parts.query:  # not shown
-        raise InputError("the server address holds a password or a query", "give the key with --api-key-env instead")
+        raise InputError(f"{url!r} is not the address of a server", "give an address such as http://localhost:8000/v1")
+    if parts.username or parts.password or parts.query:  # the message must not show them
+        raise InputError("the server address contains a password or a query", "give the key with --api-key-env instead")
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
 
@@ -444,7 +456,7 @@ def _is_loopback(url: str) -> bool:
 
 
 def _keepalive_socket(address_info: Any) -> socket.socket:
-    """A socket that notices a peer that vanished: without a read time-out nothing else would."""
+    """Return a socket that detects a vanished peer, which nothing else does without a read timeout."""
     family, socket_type, protocol, _, _ = address_info
     connection = socket.socket(family, socket_type, protocol)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -1,4 +1,4 @@
-"""Turn the errors of servers, HTTP statuses, headers and messages, into `ModelError`s. Pure."""
+"""Convert the errors of servers (HTTP statuses, headers and messages) into `ModelError`s. Pure."""
 
 from __future__ import annotations
 
@@ -21,18 +21,26 @@ _CONTENT_FILTER = re.compile(
     r"|data_inspection_failed|inappropriate content|content exists risk|prohibited_content|safety system",
     re.IGNORECASE,
 )
-"""Codes and words of content filters: OpenAI and Azure, OpenRouter, Alibaba Cloud, DeepSeek, Gemini."""
+"""The error codes and words of the content filters of OpenAI, Azure, OpenRouter, Alibaba Cloud, DeepSeek and Gemini."""
 
 
 def error_for_status(status: int, message: str, url: str, model: str, retry_after: float | None) -> ModelError:
-    """Return the error for an HTTP status and the server's message."""
+    """Return the error for an HTTP status.
+
+    Args:
+        status: The status.
+        message: The server's message, or "".
+        url: The address of the server.
+        model: The name of the requested model.
+        retry_after: The seconds of the header Retry-After, or None.
+    """
     detail = f": {message}" if message else ""
     if status in (400, 413, 422) and _CONTEXT_WORDS.search(message):
         return ContextOverflow(f"the prompt does not fit the model's context{detail}", "lower --passage-tokens")
     if status in (429, 503, 529):
         return ServerOverloaded(f"{url} is overloaded ({status}){detail}", "lower --concurrency", retry_after)
     if status in (408, 409, 425) or status >= 500:
-        return ServerError(f"{url} failed ({status}){detail}", "look into the server's log")
+        return ServerError(f"{url} failed ({status}){detail}", "see the server's log")
     if status in (400, 403, 422, 451) and _CONTENT_FILTER.search(message):
         return PromptFiltered(
             f"the content filter of {url} refused a prompt ({status}){detail}",
@@ -72,7 +80,7 @@ def error_message(raw: bytes) -> str:
 
 
 def _code_and_message(error: Any) -> Any:
-    """Return the message of an error object, after its code if that is a word such as "content_filter"."""
+    """Return the message of an error object, with its code in front if that is a word such as "content_filter"."""
     if not isinstance(error, Mapping):
         return error
     message, code = error.get("message") or error.get("detail"), error.get("code")

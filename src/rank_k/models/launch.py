@@ -1,7 +1,7 @@
 """Start the embedded model's server as a child process, and end it.
 
-A child and not a thread: native code that crashes ends only the child, and the operating system manages cancelling,
-memory and cores. The child ends with this process, however that ends (`llama_server.py`).
+In a child process, a crash of native code ends only the child, and the operating system manages its memory and cores.
+The child ends with this process, however this process ends (see `llama_server.py`).
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ _ERROR_LINE = re.compile(r"^[\d.]+ E (.+)$", re.MULTILINE)
 
 
 class EmbeddedServer:
-    """A llama.cpp server on a loopback port that only this process has the key to. Made by `start`.
+    """A llama.cpp server on a loopback port. Only this process has its key. Use `start` to create one.
 
-    `url`: ends in `/v1`. `api_key`: random, sent as a bearer token. `context_length`: tokens per slot as the server
-    has it, never more than the weights were trained for.
+    Attributes:
+        url: The address, which ends in `/v1`.
+        api_key: A random key, which is sent as a bearer token.
+        context_length: Tokens per request: at most the length that the weights were trained for.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
@@ -57,16 +59,16 @@ class EmbeddedServer:
         """Start a server for `weights` and wait until it responds.
 
         Args:
-            weights: what it serves.
-            context_length: tokens per slot, which prompt, reasoning and answer share.
-            concurrency: requests at a time; each takes its part of the memory at once.
-            threads: default: all cores that this process may use.
-            adapter: a LoRA adapter as a GGUF file.
-            load_timeout: seconds until the weights must be loaded.
+            weights: The weights to serve.
+            context_length: Tokens per request, which prompt, reasoning and answer share.
+            concurrency: The maximum number of requests in flight. Memory for all of them is allocated at the start.
+            threads: The number of threads (default: all cores that this process may use).
+            adapter: A LoRA adapter, as a GGUF file.
+            load_timeout: The maximum time for loading the weights, in seconds.
 
         Raises:
-            MissingExtra: without xllamacpp.
-            InputError: if it does not start; the message has the server's own words.
+            MissingExtra: If xllamacpp is not installed.
+            InputError: If the server does not start. The message quotes the server's error.
         """
         if importlib.util.find_spec("xllamacpp") is None:
             optional_deps.load("xllamacpp")  # raises, and names the extra
@@ -94,7 +96,7 @@ class EmbeddedServer:
             if isinstance(error, TimeoutError):
                 raise InputError(
                     f"the embedded server did not load {weights.path} within {load_timeout:g} s",
-                    "try again on a quieter machine, or smaller weights",
+                    "try again when the machine is less busy, or use smaller weights",
                 ) from None
             raise
         server.url, server.context_length = f"{startup['url']}/v1", startup["context_length"]
@@ -102,30 +104,30 @@ class EmbeddedServer:
 
     @property
     def failure(self) -> str | None:
-        """Why the server ended by itself, in its own words; None while it runs or if it was closed."""
+        """The server's error message if it has crashed; None while it runs and after `close`."""
         return None if self._closed or self._process.poll() is None else self._exit_message()
 
     async def close(self) -> None:
-        """End the server and what it is working on. Closing twice does nothing."""
+        """End the server and its requests. Closing it again has no effect."""
         self._closed = True
         await self._end_process()
         self._stderr.close()
 
     def _send(self, configuration: dict[str, Any]) -> dict[str, Any] | None:
-        """Send what to serve and wait for address and context length; None if the child ended instead. Blocks."""
+        """Send the configuration and return the server's address and context length; None if the child ends. Blocks."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(configuration).encode() + b"\n")
-            self._process.stdin.flush()  # and left open: its end ends the child
+            self._process.stdin.flush()  # it stays open: the child ends when it is closed
         line = self._process.stdout.readline()
         return json.loads(line) if line else None
 
     async def _end_process(self) -> None:
-        """Close the child's stdin, which ends it; kill it if that is not enough. Cannot be cancelled half-way."""
+        """Close the child's stdin, which ends the child; kill it if it does not end. Cannot be cancelled."""
         try:
             await asyncio.shield(asyncio.to_thread(self._end_process_now))
-        except RuntimeError:  # Python itself is ending and starts no threads
+        except RuntimeError:  # Python is exiting and starts no threads
             self._end_process_now()
 
     def _end_process_now(self) -> None:
@@ -136,7 +138,7 @@ class EmbeddedServer:
             self._process.communicate()
 
     def _exit_message(self) -> str:
-        """Return the child's first errors, which name the cause, or else its last lines, on one line."""
+        """Return the child's first errors, which name the cause, or else its last lines, in one line."""
         self._stderr.seek(max(self._stderr.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
         output = self._stderr.read().decode("utf-8", "replace")
         errors = list(dict.fromkeys(_ERROR_LINE.findall(output)))[:2]
@@ -148,14 +150,14 @@ class EmbeddedServer:
 
 
 def remedy_for(exit_message: str) -> str:
-    """Return what to do when the server ended with this message while it started."""
-    if "libgomp" in exit_message:  # the OpenMP runtime, which a minimal Debian does not have
+    """Return what the user can do if the server ended with this message while it started."""
+    if "libgomp" in exit_message:  # the OpenMP runtime, which minimal Debian images lack
         return "install the OpenMP runtime, on Debian and Ubuntu: apt-get install libgomp1"
     return "check the weights, or give a smaller context length or concurrency if memory ran out"
 
 
 def available_cores() -> int:
-    """How many threads can run at the same time: cores this process may use, less where its container has fewer."""
+    """Return how many cores this process may use, by its CPU affinity and by the CPU quota of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # Linux control groups, version 2: "200000 100000" is two cores
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
@@ -164,9 +166,8 @@ def available_cores() -> int:
 
 
 def _start_process() -> tuple[subprocess.Popen[bytes], IO[bytes]]:
-    """Start the child; return it and the file of its stderr, which a pipe would have to be read from all the time."""
-    # A session of its own, so that signals meant for this process, Ctrl-C first, do not reach the server before this
-    # process has decided what they mean.
+    """Start the child and return it with the file that receives its stderr. A full pipe would block the child."""
+    # In a separate session, the server does not receive signals that are meant for this process, such as Ctrl-C.
     process_options: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         process_options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}

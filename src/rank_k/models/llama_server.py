@@ -1,8 +1,8 @@
-"""The child's program: one llama.cpp server, for as long as the process that started it lives.
+"""The program of the child process: a llama.cpp server that ends with the process that started it.
 
-Run as a file, not as a part of the package: it imports the standard library and xllamacpp alone. One line of
-JSON on stdin says what to serve, with the API key, which so stands in no command line; one line of JSON on
-stdout answers with address and context. The end of stdin is the end of the server.
+It runs as a file, not as a module of the package, and imports only the standard library and xllamacpp. It reads its
+configuration as one line of JSON from stdin, so that the API key is in no command line. It writes the server's address
+and context length as one line of JSON to stdout. The server ends when stdin is closed.
 """
 
 import http.client
@@ -17,14 +17,14 @@ from urllib.parse import urlsplit
 
 
 def main() -> None:
-    # Whoever started us decides when we end. A Ctrl-C at the terminal reaches the whole process group.
+    # The parent process decides when this process ends, but Ctrl-C reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What native code writes to stdout must not be taken for our answer.
+    # Output of native code must not be mistaken for the status line.
     status_stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     configuration = json.loads(sys.stdin.buffer.readline() or "null")
     if configuration is None:
-        return  # the parent was gone before it could say anything
+        return  # the parent ended before it sent the configuration
     threading.Thread(target=_exit_when_stdin_closes, daemon=True).start()
     if os.name == "posix":
         threading.Thread(target=_exit_when_parent_ends, args=(os.getppid(),), daemon=True).start()
@@ -43,7 +43,7 @@ def _exit_when_stdin_closes() -> None:
 
 
 def _exit_when_parent_ends(parent_pid: int) -> None:
-    """Stdin stays open if the parent has forked and its copy lives on, so its process id is watched as well."""
+    """Exit when the parent's process id changes: stdin stays open if a fork of the parent survives it."""
     while os.getppid() == parent_pid:
         time.sleep(1)
     os._exit(0)
@@ -59,24 +59,24 @@ def _start_server(configuration: dict[str, Any]) -> Any:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(configuration["adapter"], 1.0)]
 
     params.hostnames = ["127.0.0.1"]
-    params.port = 0  # the system picks a free one, so that two servers never want the same
+    params.port = 0  # the operating system chooses a free port
     params.api_keys = [configuration["api_key"]]
-    params.cors_origins = ""  # no web page may read an answer
+    params.cors_origins = ""  # no web page may read a response
     params.cors_credentials = False
     params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = params.ui = False
     params.offline = True
 
-    # n_ctx is the whole of the cache and is cut evenly between the slots.
+    # n_ctx is the size of the whole cache, which is split evenly between the slots.
     params.n_parallel = configuration["concurrency"]
     params.n_ctx = configuration["context_length"] * configuration["concurrency"]
     params.kv_unified = False
     params.cache_prompt = True
-    # By default up to 8 GiB of former prompts are kept besides the slots. Windows share little but their first
-    # lines, which a slot has anyway.
+    # By default, up to 8 GiB of earlier prompts are cached in addition to the slots. Windows share only their first
+    # lines, which each slot caches anyway.
     params.cache_ram_mib = 0
     params.cache_idle_slots = False
-    # A client that hangs up is noticed between batches: with the default of 2,048 a long prompt would be
-    # worked through first. 512 is what is computed at a time in any case (n_ubatch).
+    # The server notices a closed connection between batches. With the default of 2,048, it would first compute a
+    # long prompt. It computes 512 tokens at a time in any case (n_ubatch).
     params.n_batch = 512
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = configuration["threads"]
     params.verbosity = 1  # errors only
@@ -84,7 +84,7 @@ def _start_server(configuration: dict[str, Any]) -> Any:
 
 
 def _read_context_length(url: str, api_key: str) -> int:
-    """Tokens per slot as the server has it: rounded up to its step, capped at what the model was trained for."""
+    """Return the tokens per slot: the server rounds them up, and limits them to what the model was trained for."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {api_key}"})
     model_card = json.load(connection.getresponse())["data"][0]

@@ -1,4 +1,4 @@
-"""A model that plays back replies: for tests, documentation and trying things out without a model."""
+"""A model that replays given responses, for tests and documentation."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ from rank_k.types import OnChunk, Request, Response, StreamChunk
 
 
 class ScriptedModel:
-    """Answers with `responses` in turn, or with what a function of the request returns.
+    """A model that returns given responses.
 
-    A response may be a text, a `Response`, or an exception, which is raised. `history` holds the requests. A request
-    after the last response raises `ModelError`.
+    Args:
+        responses: The responses in their order, or a function of the request. A response may be a text, a `Response`,
+            or an exception, which is raised.
+        context_length: The context length in tokens.
+        tokens: Counts the tokens of a text (default: the model cannot count tokens).
+        capabilities: What the model supports.
+
+    Attributes:
+        history: The requests so far.
+
+    A request after the last response raises `ModelError`.
     """
 
     name = "scripted"
@@ -36,7 +45,7 @@ class ScriptedModel:
         self.history: list[Request] = []
 
     async def prepare(self) -> None:
-        """Nothing to find out."""
+        """Do nothing."""
 
     def request_body(self, request: Request) -> Mapping[str, Any]:
         return {
@@ -53,7 +62,7 @@ class ScriptedModel:
         self.history.append(request)
         scripted = self._respond(request)
         if scripted is None:
-            raise ModelError("the script is at its end", "give ScriptedModel more responses")
+            raise ModelError("ScriptedModel has no response left", "give it more responses")
         if isinstance(scripted, Exception):
             raise scripted
         response = Response(scripted, finish_reason="stop") if isinstance(scripted, str) else scripted
@@ -65,4 +74,4 @@ class ScriptedModel:
         return None if self._count_tokens is None else self._count_tokens(text)
 
     async def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""The one layer that asks again. Pure delays, and a loop over them."""
+"""Retries: how often a failed request is repeated, and how long to wait before. No other module retries requests."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how long. Delays double from `first` to `longest` seconds, each drawn between half and
-    all of its bound; a server's Retry-After is believed up to `longest_wait` seconds.
+    """How often a request is tried, and how long to wait between two attempts.
 
-    `overloaded`: tries where the server said it has too much to do; `broken`: where it failed or was gone. The two
-    are counted apart: a connection that drops after a busy hour is a first failure.
+    The maximum delay doubles with each failure; the delay is drawn between half of it and all of it.
+
+    Attributes:
+        overloaded: The maximum number of attempts at an overloaded server.
+        broken: The maximum number of attempts at a server that fails or cannot be reached. The two kinds of failure are
+            counted separately: a connection that drops after an hour of overload is a first failure.
+        first: The maximum delay after the first failure, in seconds.
+        longest: The maximum delay, in seconds.
+        longest_wait: The maximum delay that a server may request with Retry-After, in seconds.
     """
 
     overloaded: int = 12
@@ -30,9 +36,9 @@ class RetryPolicy:
     longest_wait: float = 300.0
 
     def delay(self, failures: int, error: ModelError, random: Random) -> float:
-        """Seconds to wait after the `failures`-th failure of this kind."""
+        """Return the seconds to wait after the `failures`-th failure of this kind."""
         if isinstance(error, ServerOverloaded) and error.retry_after is not None:
-            # in this order a server's NaN is 0
+            # In this order of arguments, NaN becomes 0.
             return min(self.longest_wait, max(0.0, error.retry_after)) + random.uniform(0, self.first)
         bound = min(self.first * 2 ** min(failures - 1, 30), self.longest)
         return random.uniform(bound / 2, bound)
@@ -44,7 +50,18 @@ async def call_with_retries(
     random: Random,
     on_retry: Callable[[ModelError, float], None] | None = None,
 ) -> T:
-    """Return `call()`, repeated while it raises a retryable `ModelError`; then raise `RetriesExhausted`."""
+    """Return the result of `call`, which is repeated while it raises a retryable `ModelError`.
+
+    Args:
+        call: The request.
+        policy: How often it is repeated.
+        random: Draws the delays.
+        on_retry: Called with the error and the seconds to wait before each retry.
+
+    Raises:
+        RetriesExhausted: After the last attempt.
+        ModelError: If the error is not retryable.
+    """
     failures: Counter[bool] = Counter()
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Share one execution of a coroutine function among all callers. For one event loop."""
+"""Run a coroutine function once and share its result among all callers in an event loop."""
 
 from __future__ import annotations
 

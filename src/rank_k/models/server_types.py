@@ -1,8 +1,8 @@
-"""The differences between servers that speak the OpenAI chat API, as one table of rows. Pure.
+"""The differences between servers with the OpenAI chat API, as a table. Pure.
 
-A row says which keys a server takes and where it puts what. Building a request's body and reading a reply's
-events are functions of row and data; the network is in `http.py`. Unknown keys are ignored silently by most
-servers: whatever a row asks for has to be verified on the reply.
+A row describes the fields that a server type accepts and sends. The functions build request bodies and read responses;
+`http.py` sends them. Most servers silently ignore unknown fields, so that the effect of a field must be checked on the
+response.
 """
 
 from __future__ import annotations
@@ -22,21 +22,30 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ServerType:
-    """One row: a kind of server.
+    """A row of the table.
 
-    `hosts`: host names that are it. `owners`: values of `owned_by` in GET /v1/models that give it away.
-    `max_tokens`: the key of the token limit. `extra`: sent with every request. `no_reasoning`: sent for an
-    answer without reasoning. `tokenizes`: the key of the text in POST /tokenize, "" if it has no tokenizer.
-    `context`: where a model's card states its context, as paths into the entry of GET /v1/models.
-    `seed`, `min_p`: whether it takes these sampling options.
-    `lists_models`: whether GET /v1/models can be believed about which models exist.
-    `keeps_connections`: False where a connection kept open is closed under the next question, as llama.cpp's server
-    does after nearly every answer. `budget_path`: the path of keys under which it takes a reasoning budget, () if none.
-    `prefill`: ways to go on from a given beginning, best first: "raw" renders the chat template on the server
-    and completes the text, "continue" leaves the assistant's last message open. `continuation`: sent for the latter.
-    `grammar`: how it takes a grammar: "gbnf", "structured" or "regex"; "" if it does not.
-    `scores_given_text`: its grammars can name tokens, and it returns the probability that a token had before the
-    grammar (see `forced_text.py`).
+    Attributes:
+        name: The name of the server type.
+        hosts: Host names of servers of this type.
+        owners: Values of `owned_by` in GET /v1/models that identify this type.
+        max_tokens: The field of the token limit.
+        extra: Fields that are sent with every request.
+        no_reasoning: Fields that are sent for an answer without reasoning.
+        tokenizes: The field of the text in POST /tokenize; "" if the server has no tokenizer.
+        context: The paths of the context length in an entry of GET /v1/models.
+        seed: Whether it accepts a seed.
+        min_p: Whether it accepts min_p.
+        lists_models: Whether GET /v1/models lists all models that exist.
+        keeps_connections: False for servers that close a connection although the next request may be on its way, as
+            llama.cpp's server does after nearly every response.
+        budget_path: The path of the field for a reasoning budget; () if there is none.
+        prefill: How it continues a given beginning, best first: "raw" renders the chat template on the server and
+            completes the text; "continue" leaves the assistant's last message open.
+        continuation: Fields that are sent with the form "continue".
+        grammar: The form in which it accepts a grammar: "gbnf", "structured", "regex", or "" for none.
+        logprobs: Whether it returns log-probabilities.
+        scores_given_text: Whether its grammars can name tokens and it returns the probability that a token had before
+            the grammar was applied (see `forced_text.py`).
     """
 
     name: str
@@ -134,7 +143,7 @@ SERVER_TYPES = {
 
 
 def detect_server_type(url: str, models: Json | None) -> ServerType:
-    """The row of a server, from its host name or its answer to GET /v1/models; "plain" if neither tells."""
+    """Return the row of a server, by its host name or by its response to GET /v1/models; otherwise "plain"."""
     host, rows = urlsplit(url).hostname or "", SERVER_TYPES.values()
     by_host = (row for row in rows if any(f".{host}".endswith(f".{name}") for name in row.hosts))
     by_owner = (row for card in model_cards(models) for row in rows if card.get("owned_by") in row.owners)
@@ -142,7 +151,7 @@ def detect_server_type(url: str, models: Json | None) -> ServerType:
 
 
 def model_cards(models: Json | None) -> list[Json]:
-    """The entries of an answer to GET /v1/models; [] if it is none."""
+    """Return the entries of a response to GET /v1/models; [] if it has another form."""
     entries = models.get("data") if isinstance(models, Mapping) else None
     return [card for card in entries if isinstance(card, Mapping)] if isinstance(entries, list) else []
 
@@ -153,9 +162,9 @@ def context_length(server_type: ServerType, card: Json) -> int | None:
 
 
 def request_body(server_type: ServerType, model: str, request: Request) -> dict[str, Any]:
-    """The JSON of POST /v1/chat/completions, streaming switches left out (`STREAMING` adds them).
+    """Return the JSON for POST /v1/chat/completions, without the fields of `STREAMING`.
 
-    A prefill is the assistant's message at the end, left open: the form "continue".
+    A prefill is sent as an assistant's message that is left open (the form "continue").
     """
     messages = [{"role": role, "content": content} for role, content in request.messages]
     body: dict[str, Any] = {
@@ -177,7 +186,7 @@ def request_body(server_type: ServerType, model: str, request: Request) -> dict[
 
 
 def completion_body(server_type: ServerType, model: str, request: Request, prompt: str | list[int]) -> dict[str, Any]:
-    """The JSON of POST /v1/completions: a rendered prompt that is to be gone on with, the form "raw"."""
+    """Return the JSON for POST /v1/completions with a rendered prompt, which the server continues (the form "raw")."""
     extra = {key: value for key, value in server_type.extra.items() if key == "cache_prompt"}
     body: dict[str, Any] = {"model": model, "prompt": prompt, **_sampling(server_type, request), **extra}
     body["max_tokens"] = body.pop(server_type.max_tokens)
@@ -187,26 +196,27 @@ def completion_body(server_type: ServerType, model: str, request: Request, promp
 
 
 def raw_prompt(request: Request) -> str:
-    """Return the messages' text without a chat template: what a forced text follows."""
+    """Return the text of the messages without a chat template, which a forced text continues."""
     return "".join(message.content for message in request.messages)
 
 
 def forced_text_key_body(model: str, request: Request) -> dict[str, Any]:
-    """Return the prompt and the forced text: all that decides the response, and what the journal stores."""
+    """Return the prompt and the forced text, which determine the response and are stored in the journal."""
     return {"model": model, "prompt": raw_prompt(request), "spelling": request.forced_text}
 
 
 _NO_ADAPTER: Json = {"lora": [{"id": 0, "scale": 0.0}]}
-"""The weights as they are: adapters that such a list does not name are out as well. An empty list counts as none."""
+"""Switches all LoRA adapters off: those that the list does not name, too. The server ignores an empty list."""
 
 
 def forced_text_body(model: str, prompt: str, tokens: Sequence[Token]) -> dict[str, Any]:
-    """The JSON of POST /v1/completions that has `tokens` said behind `prompt`, always the likeliest next.
+    """Return the JSON for POST /v1/completions that forces `tokens` after `prompt`, with greedy decoding.
 
-    The prompt is read anew each time: llama.cpp's sums differ by what is read in one go, so that a prompt begun by what
-    was asked before would make the probabilities (by .1 to .4 of a logarithm) depend on that. A LoRA adapter is left
-    out: one that was trained to compare has forgotten what is likely (rank-k-nano: a query after the passage that
-    answers it has a logarithm of -22 with it, and of -9 without). Servers without one take no notice.
+    The prompt is not cached: llama.cpp's rounding depends on the number of tokens that it computes at a time, so that
+    log-probabilities would differ by 0.1 to 0.4 with the prompts before. LoRA adapters are switched off, because an
+    adapter that was trained to compare passages no longer estimates likelihoods. With the adapter of rank-k-nano, for
+    example, a query after the passage that answers it has a log-probability of -22, and of -9 without it. Servers
+    without adapters ignore this field.
     """
     constraint = {"grammar": forced_text.gbnf(tokens), "max_tokens": forced_text.max_token_bound(tokens)}
     return {
@@ -221,7 +231,7 @@ def forced_text_body(model: str, prompt: str, tokens: Sequence[Token]) -> dict[s
 
 
 def _sampling(server_type: ServerType, request: Request) -> dict[str, Any]:
-    """What both endpoints take alike."""
+    """Return the sampling fields that both endpoints accept."""
     size = request.constrain_to_ranking_of
     fields = {
         server_type.max_tokens: request.max_tokens,
@@ -241,11 +251,11 @@ _CONSTRAINTS: Mapping[str, Callable[[int], Json]] = {
     "structured": lambda size: {"structured_outputs": {"regex": grammar.ranking_regex(size)}},
     "regex": lambda size: {"regex": grammar.ranking_regex(size)},
 }
-"""The fields that constrain the answer to a ranking of so many passages, by `ServerType.grammar`."""
+"""For each value of `ServerType.grammar`: the fields that constrain the answer to a ranking of `size` passages."""
 
 
 def rejects_budget(server_type: ServerType, message: str) -> bool:
-    """Return whether a server's error message is about the field that holds the reasoning budget.
+    """Return whether a server's error message is about the field of the reasoning budget.
 
     vLLM without a reasoning parser answers 400: "thinking_token_budget is set but reasoning_config is not configured".
     """
@@ -259,7 +269,7 @@ def _set_at_path(body: dict[str, Any], path: tuple[str, ...], value: Any) -> Non
 
 
 def read_logprobs(choice: Json) -> list[tuple[str, float]]:
-    """Return (text, log-probability) of a choice's tokens, from the chat form or that of completions."""
+    """Return (text, log-probability) of the tokens of a choice, for both endpoints."""
     logprobs = choice.get("logprobs")
     if not isinstance(logprobs, Mapping):
         return []
@@ -270,7 +280,7 @@ def read_logprobs(choice: Json) -> list[tuple[str, float]]:
         pairs = list(zip(logprobs["tokens"], logprobs["token_logprobs"], strict=False))
     else:
         return []
-    # -9999 is what vLLM says for "never"; in this order it also stands for NaN
+    # vLLM sends -9999 for a probability of 0. In this order of arguments, NaN becomes -9999.
     return [
         (text, float(min(0.0, max(-9999.0, logprob))))
         for text, logprob in pairs
@@ -295,46 +305,61 @@ _REASONING_FIELDS = ("reasoning", "reasoning_content")  # vLLM and OpenRouter; S
 
 
 def read_delta(message: Json) -> StreamChunk:
-    """The text of a `delta` (streaming) or a `message` (whole), its reasoning apart wherever it stands."""
+    """Return the reasoning and the text of a `delta` (streaming) or of a `message` (not streaming)."""
     content = message.get("content")
-    if isinstance(content, list):  # content parts, one of which may be reasoning
-        content = "".join(
-            part["text"]
-            for part in content
-            if isinstance(part, Mapping)
-            and part.get("type", "text") in ("text", "output_text")
-            and isinstance(part.get("text"), str)
-        )
-    text = content if isinstance(content, str) else ""
+    parts = content if isinstance(content, list) else []
+    text_parts = (_part_text(part) for part in parts if _part_type(part) in ("text", "output_text"))
+    text = content if isinstance(content, str) else "".join(text_parts)
     for key in _REASONING_FIELDS:
         if isinstance(value := message.get(key), str) and value:
             return StreamChunk(value, text)
     details = message.get("reasoning_details")
     if isinstance(details, list):
-        parts = (part.get("text") or part.get("summary") for part in details if isinstance(part, Mapping))
-        return StreamChunk("".join(part for part in parts if isinstance(part, str)), text)
-    return StreamChunk("", text)
+        return StreamChunk("".join(map(_part_text, details)), text)
+    reasoning_parts = (_part_text(part) for part in parts if _part_type(part) in ("reasoning", "thinking"))
+    return StreamChunk("".join(reasoning_parts), text)
 
 
-def read_usage(usage: Json | None, reasoning_chars: int, text_chars: int) -> Usage:
+def _part_type(part: Any) -> Any:
+    """Return the type of a content part: some servers (Mistral's, for example) send reasoning as a part."""
+    return part.get("type", "text") if isinstance(part, Mapping) else None
+
+
+def _part_text(part: Any) -> str:
+    """Return the text of a part of the content or of the reasoning; a part of type "thinking" has parts itself."""
+    if not isinstance(part, Mapping):
+        return ""
+    text = part.get("text") or part.get("summary") or part.get("thinking")
+    if isinstance(text, list):
+        text = "".join(item["text"] for item in text if isinstance(item, Mapping) and isinstance(item.get("text"), str))
+    return text if isinstance(text, str) else ""
+
+
+def read_usage(usage: Json | None, reasoning_characters: int, characters: int) -> Usage:
     """Return the token counts of a response, from the server's `usage` if it has one.
 
-    Reasoning tokens that the server does not count separately are the completion tokens in the proportion of the
-    characters. Without any `usage`, everything is estimated at four characters per token.
+    Args:
+        usage: The counts as the server sent them.
+        reasoning_characters: The length of the reasoning trace, wherever the server put it.
+        characters: The length of the whole response.
+
+    Reasoning tokens that the server does not count separately are estimated: the completion tokens in the proportion of
+    the characters. Without any `usage`, everything is estimated at four characters per token.
     """
     prompt = _token_count(usage, "prompt_tokens") or 0
     completion = _token_count(usage, "completion_tokens")
     if completion is None:
-        return Usage(prompt, -(-(reasoning_chars + text_chars) // 4), -(-reasoning_chars // 4), 0, True)
-    reasoning = _token_count(usage, "completion_tokens_details", "reasoning_tokens")
-    if reasoning is None:
-        reasoning = _token_count(usage, "reasoning_tokens")
-    if reasoning is None or (reasoning == 0 and reasoning_chars):
-        reasoning = round(completion * reasoning_chars / max(reasoning_chars + text_chars, 1))
+        return Usage(prompt, -(-characters // 4), -(-reasoning_characters // 4), 0, True)
+    paths = (("completion_tokens_details", "reasoning_tokens"), ("reasoning_tokens",))
+    counts = (_token_count(usage, *path) for path in paths)
+    reasoning = next((count for count in counts if count is not None), 0)
+    is_estimated = not reasoning and 0 < reasoning_characters < characters
+    if not reasoning and reasoning_characters:
+        reasoning = min(max(round(completion * reasoning_characters / characters), 1), completion)
     cached = _token_count(usage, "prompt_tokens_details", "cached_tokens")
     if cached is None:
         cached = _token_count(usage, "prompt_cache_hit_tokens")  # DeepSeek
-    return Usage(prompt, completion, reasoning, cached or 0)
+    return Usage(prompt, completion, reasoning, cached or 0, reasoning_estimated=is_estimated)
 
 
 def _token_count(value: Any, *path: str) -> int | None:

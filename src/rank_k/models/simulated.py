@@ -45,7 +45,7 @@ class Noise:
         middle: Fraction of the differences that is lost on passages in the middle.
         tie_gap: Passages closer than this are tied.
         malformed: Fraction of malformed answers at 20 passages; it is proportional to the window. Of these, 40% hold no
-            order, 40% are cut short, and 20% omit passages.
+            order, 40% are truncated, and 20% omit passages.
         query_spread: Sigma of the lognormal factor by which queries differ in `sd`.
     """
 
@@ -81,7 +81,7 @@ class SimulatedModel:
     Args:
         grades: The judgments. Unjudged passages have grade 0.
         noise: How the judge errs, or the name of a preset.
-        seed: Every seed is another judge.
+        seed: The seed of all errors. Another seed simulates another judge.
         context_length: The context length in tokens.
     """
 
@@ -99,7 +99,7 @@ class SimulatedModel:
         self.identity = f"simulated-{hashlib.sha256(identity_json.encode()).hexdigest()[:16]}"
 
     async def prepare(self) -> None:
-        """Nothing to find out."""
+        """Do nothing."""
 
     def request_body(self, request: Request) -> Mapping[str, Any]:
         return {"query": request.context.query_id, "window": request.context.doc_ids, "reasoning": request.reasoning}
@@ -121,7 +121,7 @@ class SimulatedModel:
         return None
 
     async def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing."""
 
     def ranking_text(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> str:
         """Return the text of the answer: `tiers`, or a malformed version of it."""

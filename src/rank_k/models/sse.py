@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
 from rank_k.errors import ServerError
 from rank_k.models import server_types
 from rank_k.models.http_errors import error_from_event
+from rank_k.models.reasoning_trace import split_continuation
 from rank_k.types import Response, StreamChunk
 
 
@@ -43,7 +45,7 @@ def parse_event(data: bytes) -> ResponseEvent:
     try:
         payload = json.loads(data.decode("utf-8", "replace"))
     except ValueError as error:
-        raise ServerError("the server sent an event that is not JSON", "look into its log") from error
+        raise ServerError("the server sent an event that is not JSON", "see its log") from error
     return parse_payload(payload)
 
 
@@ -69,19 +71,27 @@ def parse_payload(payload: Any) -> ResponseEvent:
     return ResponseEvent(chunk, finish_reason, server_types.read_logprobs(choice), usage)
 
 
-def join_events(events: Sequence[ResponseEvent], seconds: float) -> Response:
-    """Return the response that took `seconds`. Raises `ServerError` if the events end before the response does."""
+def join_events(events: Sequence[ResponseEvent], seconds: float, prefill: str = "") -> Response:
+    """Return the response that took `seconds` and continues `prefill`.
+
+    Raises `ServerError` if the events end before the response does.
+    """
     if not any(event.ends_response for event in events):
-        raise ServerError("the server ended the stream in mid-reply", "look into its log")
+        raise ServerError("the server ended the stream before the response was complete", "see its log")
     reasoning = "".join(event.chunk.reasoning for event in events)
     text = "".join(event.chunk.text for event in events)
     usages = [event.usage for event in events if event.usage is not None]
     finish_reasons = [event.finish_reason for event in events if event.finish_reason is not None]
-    return Response(
+    response = Response(
         text=text,
         reasoning=reasoning or None,
         finish_reason=finish_reasons[-1] if finish_reasons else None,
-        usage=server_types.read_usage(usages[-1] if usages else None, len(reasoning), len(text)),
         seconds=seconds,
         tokens=tuple(chain.from_iterable(event.tokens for event in events)) or None,
     )
+    parts = split_continuation(prefill, response)
+    characters = len(reasoning) + len(text)
+    has_answer = bool(parts.answer.strip())
+    reasoning_characters = max(len(parts.trace), len(reasoning)) if has_answer or not parts.trace else characters
+    usage = server_types.read_usage(usages[-1] if usages else None, reasoning_characters, characters)
+    return replace(response, usage=usage)

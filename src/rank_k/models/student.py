@@ -1,8 +1,7 @@
-"""Students: weights of our own making, with the settings they were trained to be asked with.
+"""Students: trained weights together with the prompt and the options that they were trained for.
 
-`rank-k distill export` writes a GGUF file and, beside it, a JSON file of the same name. Whoever names the GGUF file,
-or the folder it lies in as `student.gguf`, gets both: the prompt a student was trained on is as much a part of it as
-its numbers are.
+`rank-k distill export` writes a GGUF file and a JSON file of the same name in the same folder. `--model` accepts the
+GGUF file, or the folder that contains it as `student.gguf`, and uses both files.
 
     {"rank_k_student": 1, "name": "nano", "gguf": "student.gguf", "adapter_of": {"name": ..., "sha256": ...},
      "prompt": {"before": ..., "passage": ..., "between": ..., "after": ..., "system": ...},
@@ -10,8 +9,8 @@ its numbers are.
                 "reasoning": "full", "max_tokens": 256, "temperature": 0},
      "verdicts": ["no", "partly", "yes"]}
 
-`adapter_of` is absent where the GGUF file holds whole weights; its name is one of `rank-k fetch`, or a file's path.
-`verdicts` is there for students whose reasoning is one of these words a passage, worst first.
+`adapter_of` names the base model, as for `rank-k fetch` or as a path; it is absent if the GGUF file has full weights.
+`verdicts` lists the relevance labels of students that reason by writing one label per passage, worst first.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from rank_k.options import STUDENT_OPTIONS, parse_option
 
 FOLDER_FILE = "student.json"
 SHIPPED_STUDENTS: Mapping[str, Path] = {"rank-k-nano": Path(__file__).parent / "nano" / "rank-k-nano.gguf"}
-"""Students that come with the package, by name: adapters for what `rank-k fetch` gets."""
+"""Students in the package, by name: adapters for the weights that `rank-k fetch` downloads."""
 
 
 def default_model(method: str | None) -> str:
-    """Return the default embedded model: the shipped student; for query likelihood alone, the weights without it."""
+    """Return the name of the default embedded model: the shipped student, or its base model for query likelihood."""
     return DEFAULT_WEIGHTS if method == "likelihood" else next(iter(SHIPPED_STUDENTS))
 
 
@@ -44,9 +43,16 @@ TEMPLATE_FIELDS = ("before", "passage", "between", "after", "system")
 
 @dataclass(frozen=True, slots=True)
 class Student:
-    """`weights`: what is loaded; `adapter`: a LoRA adapter on top of it, or None. `prompt`: the
-    texts of its template, by the names of `window.prompt.PromptTemplate`. `asking`: its own settings, by the
-    names that `Reranker` has for them. `verdicts`: its relevance labels, worst first, if it reasons in labels."""
+    """A student.
+
+    Attributes:
+        name: Its name.
+        weights: The weights to load.
+        adapter: The LoRA adapter for these weights, or None.
+        prompt: The texts of its prompt template, by the fields of `window.prompt.PromptTemplate`.
+        asking: Its options, by the names of the keywords of `Reranker`.
+        verdicts: Its relevance labels, worst first; empty if it does not reason by labels.
+    """
 
     name: str
     weights: Weights
@@ -57,10 +63,15 @@ class Student:
 
 
 def find_student(name_or_path: str | Path) -> Student | None:
-    """The student of that name, in that folder, or of that GGUF file; None if there is none, and weights are meant.
+    """Return the student of that name, in that folder, or with that GGUF file.
 
-    Raises `FormatError` if its JSON file is not as above, `MissingWeights` if what it adapts was not fetched, and
-    `InputError` if that has other numbers than those it was trained on.
+    Returns:
+        The student; None if the GGUF file has no settings, or if there is no such file.
+
+    Raises:
+        FormatError: If its JSON file has another format.
+        MissingWeights: If its base model has not been downloaded.
+        InputError: If its base model is not the one that it was trained on.
     """
     try:
         path = SHIPPED_STUDENTS.get(os.fspath(name_or_path)) or Path(os.fspath(name_or_path)).expanduser()
@@ -70,23 +81,23 @@ def find_student(name_or_path: str | Path) -> Student | None:
         if settings_path.suffix == path.suffix or not settings_path.is_file():
             return None
     except (OSError, RuntimeError, ValueError):
-        return None  # not a path that can be: whoever looks for weights will say so
+        return None  # not a valid path, which `locate` reports
     settings = _read_settings(settings_path)
     if settings is None:
         return None
     gguf = settings_path.parent / settings["gguf"]
     if not path.is_dir() and gguf.name != path.name:
-        return None  # a file of the same name that speaks of another one
+        return None  # the settings of another file
     prompt = {name: settings["prompt"][name] for name in TEMPLATE_FIELDS}
     base = settings.get("adapter_of")
     loaded = locate(gguf if base is None else base["name"])
     if base is not None:
         if loaded.sha256 != base["sha256"]:
             raise InputError(
-                f"{gguf} is an adapter of other weights than {loaded.path}",
-                f"sha256 {base['sha256'][:16]}... is wanted",
+                f"{gguf} is an adapter for other weights than {loaded.path}",
+                f"give the weights with sha256 {base['sha256'][:16]}...",
             )
-        checksum(gguf)  # raises if it cannot be read, or is no GGUF file
+        checksum(gguf)  # raises if it is not a readable GGUF file
     weights = Weights(settings["name"], loaded.path, loaded.sha256, loaded.context_length)
     adapter, labels = None if base is None else gguf, tuple(settings.get("verdicts", ()))
     return Student(settings["name"], weights, adapter, prompt, settings["asking"], labels)
@@ -100,7 +111,16 @@ def write_student(
     adapter_of: Mapping[str, str] | None,
     labels: Sequence[str] = (),
 ) -> Path:
-    """Write the JSON file that belongs to `gguf`, and return its path."""
+    """Write the settings of a student and return the path of the JSON file.
+
+    Args:
+        gguf: Its GGUF file. The JSON file has the same name and is in the same folder.
+        name: Its name.
+        prompt: The texts of its prompt template.
+        inference_options: The values of all options of students.
+        adapter_of: Name and sha256 of the base model if `gguf` is an adapter, else None.
+        labels: Its relevance labels, worst first (default: it does not reason by labels).
+    """
     settings = {
         "rank_k_student": _VERSION,
         "name": name,
@@ -116,7 +136,7 @@ def write_student(
 
 
 def _read_settings(path: Path) -> dict[str, Any] | None:
-    """The file's facts, checked; None if it is about something else than a student."""
+    """Return the validated settings in a JSON file; None if the file does not describe a student."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -131,13 +151,13 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
     has_files = _has_texts(settings, ("name", "gguf")) and "/" not in settings["gguf"]
     checks = (
         (settings["rank_k_student"] == _VERSION, f"version {settings['rank_k_student']!r}"),
-        (has_files, "no name, or no gguf file"),
-        (_has_texts(settings.get("prompt"), TEMPLATE_FIELDS), "no whole prompt"),
+        (has_files, "name or gguf is missing"),
+        (_has_texts(settings.get("prompt"), TEMPLATE_FIELDS), "prompt is incomplete"),
         (isinstance(settings.get("asking"), dict), "asking is not an object"),
-        (base is None or _has_texts(base, ("name", "sha256")), "adapter_of without name and sha256"),
+        (base is None or _has_texts(base, ("name", "sha256")), "adapter_of has no name or no sha256"),
         (
             isinstance(labels, list) and all(isinstance(word, str) for word in labels) and len(labels) != 1,
-            "verdicts that are not two words or more",
+            "verdicts is not a list of two or more words",
         ),
     )
     for is_valid, problem in checks:
@@ -150,7 +170,7 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
     except InputError as error:
         raise format_error(error.problem[:80]) from error
     if settings["asking"].get("strategy") not in (None, *STRATEGY_NAMES):
-        raise format_error("a strategy that is not Rank-K's own")  # MODULE:NAME would run code of the file's choice
+        raise format_error("strategy is not one of Rank-K's")  # MODULE:NAME would run code that the file names
     return settings
 
 

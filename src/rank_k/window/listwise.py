@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from rank_k.errors import ContextOverflow, FieldRejected, RequestRejected
 from rank_k.models.base import Model
 from rank_k.models.grammar import matches_grammar
+from rank_k.models.reasoning_trace import CLOSING_MARKER, split_continuation, split_stream
 from rank_k.models.run_once import run_once
 from rank_k.option_values import ReasoningMode
 from rank_k.options import DEFAULT_MAX_TOKENS, InferenceOptions
@@ -24,6 +25,7 @@ from rank_k.types import (
     Request,
     RequestContext,
     Response,
+    StreamChunk,
     Window,
     WindowRanking,
     WindowResult,
@@ -306,8 +308,7 @@ class ListwiseRanker(WindowRanker):
             logprobs=bool(label_words) and self.model.capabilities.logprobs,
         )
         response = await self._call(reasoning_request, "ask", sample)
-        reasoning_text = (response.reasoning or "") + response.text
-        trace = reasoning_text.partition("</think>")[0].replace("<think>", "").strip()
+        trace = split_continuation(reasoning_request.prefill, response).trace
         repairs = {}
         if response.finish_reason != "stop":
             sample.report.repairs["forced_answers"] += 1
@@ -365,7 +366,7 @@ class ListwiseRanker(WindowRanker):
         size = len(request.context.doc_ids)
         if (
             request.constrain_to_ranking_of is not None
-            and not matches_grammar(response.text.rpartition("</think>")[2], size)
+            and not matches_grammar(CLOSING_MARKER.split(response.text)[-1], size)
             and response.finish_reason != "length"
         ):
             sample.report.repairs["constraint_violated"] += 1
@@ -380,9 +381,20 @@ class ListwiseRanker(WindowRanker):
 
     async def _call(self, request: Request, purpose: str, sample: _Sample) -> Response:
         request = replace(request, context=replace(request.context, purpose=purpose))
-        response = await self.model.complete(request, sample.on_chunk)
+        on_chunk = sample.on_chunk
+        if on_chunk is None:
+            response = await self.model.complete(request)
+        else:
+            separate = split_stream(request.prefill, may_reason=request.reasoning is not False)
+            response = await self.model.complete(request, lambda chunk: _pass_on(separate(chunk), on_chunk))
+            _pass_on(separate(None), on_chunk)
         sample.report.add_call(request, response)
         return response
+
+
+def _pass_on(chunk: StreamChunk, on_chunk: OnChunk) -> bool:
+    """Pass on a chunk that is not empty; return whether the response is to be stopped."""
+    return any(chunk) and bool(on_chunk(chunk))
 
 
 def _window_ranking(answer: ParsedAnswer, presented_ids: Sequence[str], window: Window) -> WindowRanking:

@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple
+
+from rank_k.models.reasoning_trace import split_response
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,10 @@ def parse_ranking(
     `reasoning`: the response's separate reasoning field, if the server has one. `reasoning_closed`: the caller had
     closed the reasoning, so that everything in the response is answer, in whichever field it is.
     """
-    parts = _split_response(text or "", reasoning or "", finish_reason, reasoning_closed)
+    parts = split_response(text or "", reasoning or "", finish_reason, reasoning_closed)
     repairs: Counter[str] = Counter()
-    if parts.unmatched_tags:
-        repairs["unmatched_think_tag"] = parts.unmatched_tags
+    if parts.unmatched_markers:
+        repairs["unmatched_think_tag"] = parts.unmatched_markers
     truncated = parts.reasoning_truncated or finish_reason == "length"
     if truncated:
         repairs["truncated"] = 1
@@ -88,81 +89,6 @@ def parse_ranking(
     return ParsedAnswer(
         tuple(tiers), frozenset(ranked_ids), MappingProxyType(dict(repairs)), chain is not None, parts.trace
     )
-
-
-# --- The trace -----------------------------------------------------------------------------------
-
-_TAG_NAMES = r"(?:seed:)?think(?:ing)?|thought|reasoning|analysis"
-_OPENING_TAG = re.compile(rf"<(?:{_TAG_NAMES})>|\[THINK\]", re.IGNORECASE)
-_CLOSING_TAG = re.compile(rf"</(?:{_TAG_NAMES})>|\[/THINK\]", re.IGNORECASE)
-
-
-class _ResponseParts(NamedTuple):
-    trace: str
-    answer: str
-    alternative: str = ""
-    reasoning_truncated: bool = False
-    unmatched_tags: int = 0
-
-
-def _split_response(text: str, reasoning: str, finish_reason: str | None, reasoning_closed: bool) -> _ResponseParts:
-    """Trace and answer of a reply, wherever they stand."""
-    closing_tags = list(_CLOSING_TAG.finditer(text))
-    if closing_tags:
-        inline_trace = _OPENING_TAG.sub("", text[: closing_tags[-1].start()])
-        inline_trace = _CLOSING_TAG.sub("", inline_trace).strip()
-        trace = "\n".join(filter(None, (reasoning.strip(), inline_trace)))
-        unmatched_tags = len(closing_tags) - (0 if reasoning or reasoning_closed else 1)
-        answer = text[closing_tags[-1].end() :]
-        if len(closing_tags) > 1 and not answer.strip() and finish_reason != "length":
-            answer = text[
-                closing_tags[-2].end() : closing_tags[-1].start()
-            ]  # the closing tag is repeated behind the answer
-        return _split_after_reasoning(trace, answer, finish_reason, unmatched_tags)
-    if opening_tag := _OPENING_TAG.search(text):
-        trace = "\n".join(filter(None, (reasoning.strip(), text[opening_tag.end() :].strip())))
-        return _ResponseParts(trace, "", reasoning_truncated=True)
-    if reasoning_closed:
-        return _split_closed_reasoning(text, reasoning)
-    if reasoning.strip() and not text.strip():
-        closing_tags = list(_CLOSING_TAG.finditer(reasoning))
-        if closing_tags:  # some servers put the whole of it, answer included, into the reasoning field
-            trace = _OPENING_TAG.sub("", reasoning[: closing_tags[-1].start()]).strip()
-            return _split_after_reasoning(trace, reasoning[closing_tags[-1].end() :], finish_reason, 1)
-        return _ResponseParts(reasoning.strip(), "", reasoning_truncated=True)
-    if finish_reason == "length" and not reasoning.strip() and not _is_bare_ranking(text):
-        # No tag at all: the template opens the reasoning in the prompt, and the reasoning has no end.
-        return _ResponseParts(text.strip(), "", reasoning_truncated=True)
-    return _ResponseParts(reasoning.strip(), text)
-
-
-def _split_after_reasoning(trace: str, answer: str, finish_reason: str | None, unmatched_tags: int) -> _ResponseParts:
-    if opening_tag := _OPENING_TAG.search(answer):  # the model reasons a second time
-        if answer[: opening_tag.start()].strip():
-            return _ResponseParts(trace, answer[: opening_tag.start()], unmatched_tags=unmatched_tags + 1)
-        return _ResponseParts(
-            trace + "\n" + answer[opening_tag.end() :].strip(),
-            "",
-            reasoning_truncated=True,
-            unmatched_tags=unmatched_tags,
-        )
-    truncated = finish_reason == "length" and not answer.strip()
-    return _ResponseParts(trace, answer, reasoning_truncated=truncated, unmatched_tags=unmatched_tags)
-
-
-def _split_closed_reasoning(text: str, reasoning: str) -> _ResponseParts:
-    closing_tags = list(_CLOSING_TAG.finditer(reasoning))
-    trace, answer = ("", reasoning)
-    if closing_tags:
-        trace, answer = reasoning[: closing_tags[-1].start()], reasoning[closing_tags[-1].end() :]
-    if text.strip():
-        return _ResponseParts(reasoning.strip(), text, alternative=answer)
-    return _ResponseParts(_OPENING_TAG.sub("", trace).strip(), answer)
-
-
-def _is_bare_ranking(text: str) -> bool:
-    """Whether a reply begins as a ranking and holds nothing else, so that it contains no reasoning."""
-    return re.fullmatch(r"[\s\d\[\]>=,→＞＝]*", text) is not None
 
 
 # --- The ranking ---------------------------------------------------------------------------------

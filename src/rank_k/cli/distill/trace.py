@@ -87,10 +87,9 @@ def run(args: argparse.Namespace) -> int:
         if not args.quiet:
             if unjudged_count:
                 print(f"{unjudged_count:,} sets left out: nothing is known of their queries", file=sys.stderr)
-            print(
-                "\n".join(rerank_summary.lines(reranker.stats, time.monotonic() - start_time, token_prices)),
-                file=sys.stderr,
-            )
+            seconds = time.monotonic() - start_time
+            lines = rerank_summary.lines(reranker.stats, seconds, token_prices, unit="sets")
+            print("\n".join(lines), file=sys.stderr)
     return 0
 
 

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rank_k.cli.common_flags import add_flags, positive_int, positive_seconds
+from rank_k.cli.progress import format_seconds
 from rank_k.distill.recipes import RECIPES_FOLDER, Recipe, estimate_memory, read_recipe, recipe_names
 from rank_k.distill.train import TrainingRun, is_main_process, train
+
+_PRINT_SECONDS = 5
+"""Seconds between two printed steps."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(_memory_lines(recipe)), file=sys.stderr)
     if args.estimate:
         return 0
-    on_record = (lambda line: None) if args.quiet else _print_record
+    on_record = (lambda record: None) if args.quiet else ProgressPrinter(args.time_limit)
     run = TrainingRun(args.data, recipe, args.output, args.heldout, args.max_steps, args.time_limit)
     trained = train(run, on_record)
     left_out = f"; {trained.too_long:,} longer than {recipe.training.max_length} tokens left out"
@@ -65,13 +69,39 @@ def _memory_lines(recipe: Recipe) -> list[str]:
     return lines
 
 
-def _print_record(record: Mapping[str, Any]) -> None:
-    """Print the loss of every tenth step, and all held-out measures."""
-    if record.get("bf16_requested") and not record["bf16"]:
-        print("training in float32: this machine is slow in bfloat16, which the recipe asks for", file=sys.stderr)
-    if "heldout" in record:
-        measures = record["heldout"]
-        values = ", ".join(f"{name} {value:.3f}" for name, value in measures.items() if isinstance(value, float))
-        print(f"step {record['step']}, {record['seconds']:.0f} s, held out: {values}", file=sys.stderr)
-    elif "loss" in record and record["step"] % 10 == 0:
-        print(f"step {record['step']}, {record['seconds']:.0f} s, loss {record['loss']:.4f}", file=sys.stderr)
+class ProgressPrinter:
+    """Prints records of training: the first and the last step, a step every few seconds, and held-out measures."""
+
+    def __init__(self, time_limit: float | None) -> None:
+        self._time_limit = time_limit
+        self._steps = 0
+        self._first_step = 0
+        self._start_seconds = 0.0
+        self._printed_seconds = 0.0
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        if record.get("bf16_requested") and not record["bf16"]:
+            print("training in float32: this machine is slow in bfloat16, which the recipe requests", file=sys.stderr)
+        if "steps" in record:
+            self._steps, self._first_step = record["steps"], record["step"]
+            self._start_seconds = self._printed_seconds = record["seconds"]
+            print(f"training: {self._steps - self._first_step:,} steps", file=sys.stderr)
+        elif "heldout" in record:
+            measures = record["heldout"].items()
+            values = ", ".join(f"{name} {value:.3f}" for name, value in measures if isinstance(value, float))
+            print(f"step {record['step']:,}, held-out rows: {values}", file=sys.stderr)
+        elif "loss" in record:
+            is_end = record["step"] in (self._first_step + 1, self._steps)
+            if is_end or record["seconds"] - self._printed_seconds >= _PRINT_SECONDS:
+                print(self._step_line(record), file=sys.stderr)
+                self._printed_seconds = record["seconds"]
+
+    def _step_line(self, record: Mapping[str, Any]) -> str:
+        step_seconds = (record["seconds"] - self._start_seconds) / (record["step"] - self._first_step)
+        seconds_left = (self._steps - record["step"]) * step_seconds
+        if self._time_limit is not None:
+            seconds_left = min(seconds_left, max(self._time_limit - record["seconds"], 0))
+        return (
+            f"step {record['step']:,}/{self._steps:,}, loss {record['loss']:.4f}, {step_seconds:.1f} s/step,"
+            f" {format_seconds(seconds_left)} left"
+        )

@@ -96,10 +96,11 @@ def _cost_table(costs: Sequence[tuple[str, RunCost]]) -> Table:
     rows = []
     for name, cost in costs:
         usage, prefix = cost.usage, "~" if cost.usage.estimated else ""
-        tokens = (usage.prompt_tokens, usage.completion_tokens, usage.reasoning_tokens)
+        reasoning_prefix = "~" if usage.reasoning_is_estimated else ""
         row = [
             *(name, f"{len(cost.queries):,}", f"{cost.calls:,}", f"{cost.rounds:.1f}"),
-            *(f"{prefix}{count:,}" for count in tokens),
+            *(f"{prefix}{usage.prompt_tokens:,}", f"{prefix}{usage.completion_tokens:,}"),
+            f"{reasoning_prefix}{usage.reasoning_tokens:,}",
             *(f"{cost.model_seconds:,.0f}", "-" if cost.money is None else f"{cost.money:.4f}"),
         ]
         rows.append(row if has_money else row[:-1])
@@ -167,6 +168,7 @@ def _run_to_dict(run: ComparedRun, comparison: RunComparison) -> dict[str, Any]:
             "completion_tokens": cost.usage.completion_tokens,
             "reasoning_tokens": cost.usage.reasoning_tokens,
             "tokens_estimated": cost.usage.estimated,
+            "reasoning_tokens_estimated": cost.usage.reasoning_is_estimated,
             "seconds": cost.model_seconds,
             "unranked_windows": cost.unranked,
             "money": cost.money,

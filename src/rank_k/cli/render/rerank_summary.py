@@ -44,16 +44,20 @@ LIKELIHOOD_NOTE = "ranked by query likelihood, not by comparison: see docs/embed
 
 
 def lines(
-    stats: RunStats, seconds: float, price: Prices | None = None, method: ScoringMethod = "listwise"
+    stats: RunStats,
+    seconds: float,
+    price: Prices | None = None,
+    method: ScoringMethod = "listwise",
+    unit: str = "queries",
 ) -> list[str]:
-    """Return the lines of the summary."""
+    """Return the lines of the summary. `unit`: what was ranked."""
     usage = stats.usage
-    prefix = "about " if usage.estimated else ""
+    prefix, reasoning_prefix = "~" if usage.estimated else "", "~" if usage.reasoning_is_estimated else ""
     output = [
-        f"{stats.queries} queries, {stats.rounds} rounds, {stats.calls} calls"
+        f"{stats.queries} {unit}, {stats.rounds} rounds, {stats.calls} calls"
         f" ({stats.calls - stats.new_calls} from the journal), {format_seconds(seconds)}",
         f"tokens: {prefix}{usage.prompt_tokens:,} in ({usage.cached_tokens:,} cached),"
-        f" {usage.completion_tokens:,} out, of these {usage.reasoning_tokens:,} reasoning",
+        f" {prefix}{usage.completion_tokens:,} out, of these {reasoning_prefix}{usage.reasoning_tokens:,} reasoning",
     ]
     if method == "likelihood":
         output.insert(0, LIKELIHOOD_NOTE)
@@ -116,9 +120,11 @@ def write_report(file: TextIO, summary: dict[str, Any], queries: Iterable[QueryC
 
 
 def _token_counts(usage: Usage) -> dict[str, int]:
+    """Return the token counts by key; with `reasoning_tokens_estimated` if the server counted all others."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "cached_tokens": usage.cached_tokens,
         "reasoning_tokens": usage.reasoning_tokens,
+        **({"reasoning_tokens_estimated": True} if usage.reasoning_estimated else {}),
         "answer_tokens": usage.completion_tokens - usage.reasoning_tokens,
     }

@@ -83,9 +83,17 @@ def _format_row(row: CellRow, results: StudyResults) -> dict[str, str]:
         "best": " ".join(axis for axis in results.axes if axis in row.pareto_axes),
     }
     if row.cell is not None:
-        prefix, costs = "~" if row.cost.usage.estimated else "", row.mean_cost
+        usage, costs = row.cost.usage, row.mean_cost
+        is_estimated = {
+            "in": usage.estimated,
+            "reasoning": usage.reasoning_is_estimated,
+            "answer": usage.reasoning_is_estimated,
+        }
         cells |= {name: f"{costs[name]:.1f}" for name in ("rounds", "calls")}
-        cells |= {n: prefix + format_count(round(costs[f"tokens_{n}"])) for n in ("in", "reasoning", "answer")}
+        cells |= {
+            name: ("~" if estimated else "") + format_count(round(costs[f"tokens_{name}"]))
+            for name, estimated in is_estimated.items()
+        }
         cells["seconds"] = f"{costs['seconds']:.1f}" if costs["seconds"] else "-"
     return cells
 
