@@ -28,7 +28,7 @@ from typing import Any
 
 from rank_k.errors import InputError
 from rank_k.evaluation.significance import Floats
-from rank_k.models.simulated import PRESETS, Grades, Noise, SimulatedModel, group_ties
+from rank_k.models.simulated import PRESETS, Grades, Noise, SimulatedModel, group_ties, highest_grade
 from rank_k.optional_deps import load
 from rank_k.simulation.observations import Observation
 
@@ -76,7 +76,7 @@ def fit_noise(observations: Sequence[Observation], grades: Grades) -> NoiseFit:
             regular.setdefault(observation.query_id, []).append(observation)
     windows_of_20 = sum(len(observation.doc_ids) for observation in judged) / 20
     malformed = sum(not observation.is_complete for observation in judged) / windows_of_20
-    noise = replace(DEFAULT, malformed=min(malformed, 1.0), tie_gap=0.0)
+    noise = replace(DEFAULT, malformed=min(malformed, 1.0), tie_gap=0.0, highest_grade=highest_grade(grades))
     assumed = {
         "growth": "as in strong: the windows do not tell error by size apart",
         "query_spread": "as in strong: the difference between queries is not told apart from chance",
