@@ -47,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("file", "trec_eval"),
         help="equal scores: in the order of the file (the default), or by descending id as in trec_eval",
     )
+    parser.add_argument(
+        "--common-queries",
+        action="store_true",
+        help="average over the judged queries that all runs contain (default: over all judged queries, of which those"
+        " that a run lacks count as 0)",
+    )
     parser.add_argument("--json", action="store_true", help="JSON with every query's values, on stdout")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="a line for each run, measure and query")
     group = parser.add_argument_group(
@@ -118,7 +124,14 @@ def _evaluate(args: argparse.Namespace, *, intervals: bool) -> tuple[RunComparis
             for name, journal in journals.items()
         },
         intervals=intervals,
+        common_queries=args.common_queries,
     )
+    if comparison.omitted_queries:
+        print(
+            f"warning: all averages are over the {comparison.query_count} judged queries that every run contains;"
+            f" {comparison.omitted_queries} other judged queries are left out (--common-queries)",
+            file=sys.stderr,
+        )
     # The command is to be run again for its files, not for its output to the terminal.
     command = format_command("evaluate", add_arguments, argparse.Namespace(**{**vars(args), "json": False}))
     return comparison, partial(_render_report, comparison, ReportOrigin(command, str(qrels_file)), collection)
@@ -187,8 +200,11 @@ def read_runs(run_files: Mapping[str, Path], collection: RequestedCollection) ->
 
 
 def _evaluate_preferences(args: argparse.Namespace) -> int:
-    run_options = ("qrels", "dataset", "measures", "ties", "csv", "baseline", "report", "queries", "journal")
-    ignored = ["RUN"] if args.runs else [f"--{name}" for name in run_options if getattr(args, name)]
+    run_options = (
+        *("qrels", "dataset", "measures", "ties", "common_queries"),
+        *("csv", "baseline", "report", "queries", "journal"),
+    )
+    ignored = ["RUN"] if args.runs else [f"--{name.replace('_', '-')}" for name in run_options if getattr(args, name)]
     if ignored:
         raise InputError(f"--preferences has no use for {ignored[0]}", "leave it out, or give two commands")
     result = summarize_preferences(chain.from_iterable(map(read_judgments, args.preferences)))

@@ -22,7 +22,7 @@ Ties = Literal["file", "trec_eval"]
 
 DEFAULT_MEASURES = ("nDCG@10", "nDCG@20", "AP", "RR@10", "R@100", "Judged@10")
 
-_REMEDY = "write ir_measures names such as nDCG@10, AP, RR@10, R@100, P@5, AP(rel=2)"
+_REMEDY = "write names as in ir_measures (nDCG@10, AP, RR@10, R@100, P@5, AP(rel=2)) or trec_eval (ndcg_cut_10, map)"
 _MAX_NUMBER = 1_000_000
 """trec_eval allocates memory by cutoffs and grades, unchecked: too large or too small a number crashes it."""
 
@@ -135,7 +135,14 @@ def ndcg(ranked_grades: Sequence[float], judged_grades: Iterable[float] | None =
 
 
 def parse_measures(measures: Sequence[str]) -> dict[str, Any]:
-    """Return ir_measures's measures by their own spelling, each once. Raises `InputError` for an unknown one."""
+    """Return ir_measures's measures by their own spelling, each once.
+
+    Args:
+        measures: Names as ir_measures spells them (`nDCG@10`) or as trec_eval does (`ndcg_cut_10`, `map`).
+
+    Raises:
+        InputError: If a measure is unknown, or there is none.
+    """
     parsed = {str(measure): measure for measure in map(_parse_measure, measures)}
     if not parsed:
         raise InputError("no measure is given", _REMEDY)
@@ -152,27 +159,17 @@ def _order_documents(candidates: Sequence[Candidate], ties: Ties) -> list[str]:
 
 
 def _parse_measure(name: str) -> Any:
-    """Return the measure called `name`. ir_measures's own parser needs a part of `ast` that Python 3.14 dropped."""
-    registry = load("ir_measures").measures.registry
+    """Return the measure called `name` in ir_measures or in trec_eval."""
+    ir_measures = load("ir_measures")
     try:
-        node: ast.expr = ast.parse(name.strip(), mode="eval").body
-        cutoff: Any = None
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
-            cutoff = ast.literal_eval(node.right)
-            node = node.left
-        parameters: dict[str, Any] = {}
-        if isinstance(node, ast.Call) and not node.args:
-            parameters = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
-            node = node.func
-        measure = registry[node.id if isinstance(node, ast.Name) else ""]
-        if cutoff is not None:
-            measure = measure @ cutoff
-        measure = measure(**parameters)
-        measure.validate_params()
+        measure = _parse_ir_measures_name(name, ir_measures.measures.registry)
     except (SyntaxError, ValueError, LookupError, AssertionError, TypeError, RecursionError, MemoryError) as error:
-        suggestion = _suggest_measure(name, registry)
-        hint = f" (did you mean {suggestion}?)" if suggestion else ""
-        raise InputError(f"unknown measure {name!r}{hint}", _REMEDY) from error
+        try:
+            [measure] = ir_measures.parse_trec_measure(name)  # "P" alone stands for several cutoffs
+        except (ValueError, AssertionError):
+            suggestion = _suggest_measure(name, ir_measures.measures.registry)
+            hint = f" (did you mean {suggestion}?)" if suggestion else ""
+            raise InputError(f"unknown measure {name!r}{hint}", _REMEDY) from error
     numbers = [value for value in measure.params.values() if isinstance(value, int)]
     gains = measure.params.get("gains", {}).values()
     if not all(1 <= value <= _MAX_NUMBER for value in numbers if not isinstance(value, bool)) or not all(
@@ -180,8 +177,30 @@ def _parse_measure(name: str) -> Any:
     ):
         raise InputError(
             f"measure {name!r} has a number out of range",
-            f"write cutoffs and rel between 1 and {_MAX_NUMBER:,}, gains as whole numbers from 0",
+            f"write cutoffs and rel from 1 to {_MAX_NUMBER:,}, and gains as whole numbers of at least 0",
         )
+    return measure
+
+
+def _parse_ir_measures_name(name: str, registry: Mapping[str, Any]) -> Any:
+    """Return the measure that ir_measures calls `name`.
+
+    The parser of ir_measures itself uses a part of `ast` that Python 3.14 removed.
+    """
+    node: ast.expr = ast.parse(name.strip(), mode="eval").body
+    cutoff: Any = None
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+        cutoff = ast.literal_eval(node.right)
+        node = node.left
+    parameters: dict[str, Any] = {}
+    if isinstance(node, ast.Call) and not node.args:
+        parameters = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+        node = node.func
+    measure = registry[node.id if isinstance(node, ast.Name) else ""]
+    if cutoff is not None:
+        measure = measure @ cutoff
+    measure = measure(**parameters)
+    measure.validate_params()
     return measure
 
 

@@ -73,12 +73,14 @@ class ComparedRun:
 @dataclass(frozen=True, slots=True)
 class RunComparison:
     """Compared runs. `measures`: in the order given, the most important first. `baseline`: the name of a run, or empty.
-    `comparisons`: the number of comparisons for which p values are corrected."""
+    `comparisons`: the number of comparisons for which p values are corrected. `omitted_queries`: the number of judged
+    queries that are left out of all averages because not every run contains them."""
 
     measures: tuple[str, ...]
     runs: tuple[ComparedRun, ...]
     baseline: str
     comparisons: int
+    omitted_queries: int = 0
 
     @property
     def compared_runs(self) -> tuple[ComparedRun, ...]:
@@ -127,6 +129,7 @@ def compare_runs(
     ties: Ties = "file",
     costs: Mapping[str, RunCost | None] | None = None,
     intervals: bool = True,
+    common_queries: bool = False,
 ) -> RunComparison:
     """Evaluate the runs, by name, and compare each with the baseline in every measure of quality.
 
@@ -140,6 +143,8 @@ def compare_runs(
         ties: How equal scores are ordered (default: as the run lists them).
         costs: The costs of runs, by name, where they are known.
         intervals: Compute bootstrap intervals. Without them, and without a baseline, only ir_measures is needed.
+        common_queries: Average over the judged queries that all runs contain (default: over all judged queries, of
+            which those that a run lacks count as 0).
 
     Raises:
         InputError: As `evaluate` raises it, or there is nothing to compare.
@@ -151,6 +156,13 @@ def compare_runs(
         raise InputError(f"there is no run to compare with the baseline {baseline}", "name another run")
     if baseline and not compared_measures:
         raise InputError(f"{', '.join(measure_names)} cannot be compared", "add a measure of quality, such as nDCG@10")
+    all_judged = len(qrels)
+    if common_queries:
+        missing_ids = {query_id for query_id in qrels if not all(run.get(query_id) for run in runs.values())}
+        qrels = {query_id: grades for query_id, grades in qrels.items() if query_id not in missing_ids}
+        runs = {name: {q: ranking for q, ranking in run.items() if q not in missing_ids} for name, run in runs.items()}
+        if not qrels:
+            raise InputError("no judged query is in all of the runs", "compare runs of the same queries")
     evaluations = {
         name: evaluate(qrels, run, [*measure_names, JUDGED_MEASURE], ties=ties) for name, run in runs.items()
     }
@@ -179,6 +191,7 @@ def compare_runs(
         ),
         baseline=baseline,
         comparisons=len(differences),
+        omitted_queries=all_judged - len(qrels),
     )
 
 
