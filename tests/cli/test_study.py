@@ -259,9 +259,14 @@ def test_study_lists_unranked_windows_and_strict_exits_3(
         files, output, "--window", "10", "--stride", "5", "--constrained", "off", "--server", server.url
     )
     assert main([*command, "--strict"]) == 3
-    _, err = read_output(capsys)
+    table, err = read_output(capsys)
     assert "collection.run.oracle.sliding-full-w10-s5-free: left in input order:" in err
-    assert int(rows(output)[1]["unranked_windows"]) > 0
+    row = rows(output)[1]
+    assert int(row["unranked_windows"]) > 0
+    [header] = [line for line in table.splitlines() if line.startswith("cell ")]
+    [cell_line] = [line for line in table.splitlines() if line.startswith("sliding-full-w10-s5-free ")]
+    assert "unranked windows" in header
+    assert re.search(r" \d+% !", cell_line), "the row itself is marked"
 
 
 @pytest.mark.parametrize("question", ["reasoning", "depth", "strategy", "latency"])

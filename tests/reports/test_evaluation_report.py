@@ -211,7 +211,7 @@ def test_render_report_is_accessible(page: str) -> None:
     assert all("scope" in header_cell for header_cell in parser.find_all("th"))
     alternatives = [image["alt"] for image in parser.find_all("img")]
     assert all(len(alternative) > 60 for alternative in alternatives)
-    assert len(set(alternatives)) == len(alternatives) == len(parser.find_all("figcaption"))
+    assert len(set(alternatives)) == len(alternatives) == len(parser.find_all("figure"))
     regions = [attributes for attributes in parser.find_all("div") if attributes["class"] == "scroll"]
     assert len(regions) == len(parser.find_all("table"))
     assert all(region["tabindex"] == "0" and region["aria-labelledby"] for region in regions)

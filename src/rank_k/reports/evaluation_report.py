@@ -78,7 +78,6 @@ def _cost_figures(comparison: RunComparison, names: Mapping[str, str]) -> list[F
                 for (run, _), x in zip(runs_with_cost, costs, strict=True)
             ],
             title=f"{measure} against {label}",
-            caption=f"{measure} against {label}.",
             x_label=label,
             y_label=measure,
         )

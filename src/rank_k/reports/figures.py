@@ -60,16 +60,21 @@ _LOGARITHMIC_FROM_RATIO = 20
 """From this ratio of the largest to the smallest cost, the axis is logarithmic."""
 
 _MAX_NAMED_BARS = 40
-"""The names of more bars do not fit: they are drawn as one area."""
+"""The names of more bars do not fit: the bars are drawn as one area, and only the names at both ends are shown."""
 
-_LEGEND_LABEL, _BAR_LABEL = 52, 22
+_NAMED_EXTREMES = 3
+"""How many names are shown at each end then."""
+
+_LEGEND_LABEL, _BAR_LABEL, _EXTREME_LABEL = 52, 22, 12
 """Maximum characters of a name in a figure; the page's tables have the whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A plot in both themes, as SVG documents. `title` and `description` are its text alternative, `caption` is shown
-    below it."""
+    """A plot in both themes, as SVG documents.
+
+    `title` and `description` are its text alternative. `caption` is shown below it unless it is empty.
+    """
 
     title: str
     description: str
@@ -103,9 +108,9 @@ def scatter(
     points: Sequence[Point],
     *,
     title: str,
-    caption: str,
     x_label: str,
     y_label: str,
+    caption: str = "",
     connect_series: bool = False,
     pareto_mask: Sequence[bool] | None = None,
 ) -> Figure:
@@ -117,9 +122,9 @@ def scatter(
     Args:
         points: At least one.
         title: The title in the text alternative.
-        caption: The text below the figure.
         x_label: What the cost is.
         y_label: What the quality is.
+        caption: The text below the figure (default: none). The axes are labeled, so it need not repeat them.
         connect_series: Join the points of each series, in the order given, by a line (default: False).
         pareto_mask: Which points are on the Pareto set (default: computed from `points`).
 
@@ -186,8 +191,8 @@ def bars(
     *,
     title: str,
     description: str,
-    caption: str,
     y_label: str,
+    caption: str = "",
     y_range: tuple[float, float] = (0.0, 0.0),
 ) -> Figure:
     """Draw a bar up or down for each (name, value), in the order given.
@@ -200,23 +205,32 @@ def bars(
     names, heights = zip(*values, strict=True)
     count = len(values)
     lowest, highest = min(0.0, y_range[0], *heights), max(0.0, y_range[1], *heights)
-    margin = 0.06 * (highest - lowest) or 0.05
+    labels = [_label(name, _BAR_LABEL) for name in names]
+    size = min(12, 330 / count)
+    are_too_wide = max(map(len, labels)) * 0.55 * size > (WIDTH - 50) / count  # a character is about 0.55 em wide
 
     def draw(axes: Any) -> None:
         if count > _MAX_NAMED_BARS:
             axes.stairs([max(height, 0.0) for height in heights], fill=True, color=_GAIN)
             axes.stairs([min(height, 0.0) for height in heights], fill=True, color=_LOSS)
             axes.set_xticks([])
+            gains = [name for name, height in values if height > 0][:_NAMED_EXTREMES]
+            losses = [name for name, height in values if height < 0][-_NAMED_EXTREMES:]
+            for corner, horizontal, vertical, side, extremes in (
+                (0.97, "right", "top", "leftmost", gains),
+                (0.03, "left", "bottom", "rightmost", losses),
+            ):
+                if extremes:
+                    text = f"{side}: {', '.join(_label(name, _EXTREME_LABEL) for name in extremes)}"
+                    axes.text(corner, corner, text, transform=axes.transAxes, ha=horizontal, va=vertical, fontsize=10)
         else:
             axes.bar(range(count), heights, color=[_GAIN if height > 0 else _LOSS for height in heights])
-            rotation, size = (90 if count > 6 else 0), min(12, 330 / count)
-            axes.set_xticks(
-                range(count), [_label(name, _BAR_LABEL) for name in names], rotation=rotation, fontsize=size
-            )
+            axes.set_xticks(range(count), labels, rotation=90 if are_too_wide else 0, fontsize=size)
         axes.axhline(0, linewidth=1)
         axes.grid(axis="x", visible=False)
-        axes.set(title=y_label, ylim=(lowest - margin, highest + margin))
         axes.locator_params(axis="y", nbins=5)
+        ticks = axes.yaxis.get_major_locator().tick_values(lowest, highest)
+        axes.set(title=y_label, ylim=(ticks[0], ticks[-1]))
         axes.tick_params(axis="x", length=0)
         axes.spines["bottom"].set_visible(False)
 

@@ -74,7 +74,6 @@ def _cost_figures(results: StudyResults, heading: str, rows: Sequence[CellRow]) 
                 for row, cell in cells
             ],
             title=f"{heading}: quality against {_COST_LABELS[axis]}",
-            caption=f"{measure} against {_COST_LABELS[axis]}.",
             x_label=_COST_LABELS[axis],
             y_label=measure,
             pareto_mask=[axis in row.pareto_axes for row, _ in cells],
@@ -127,7 +126,7 @@ def _round_figures(results: StudyResults) -> list[Figure]:
                 scatter(
                     points,
                     title=f"{heading}: quality when stopped against {label}",
-                    caption=f"{measure} against {label}.",
+                    caption=f"{heading}.",
                     x_label=label,
                     y_label=measure,
                     connect_series=True,

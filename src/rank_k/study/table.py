@@ -111,6 +111,12 @@ class CellRow:
     def first_measure_values(self) -> Mapping[str, float]:
         return next(iter(self.values.values()))
 
+    @property
+    def unranked_share(self) -> float:
+        """The fraction of the windows that kept their input order because no answer was usable."""
+        windows = sum(query.windows for query in self.cost.queries.values())
+        return self.cost.unranked / windows if windows else 0.0
+
     def axis_cost(self, axis: str) -> float:
         """Return the mean cost per query on one of `COST_AXES`."""
         return sum(self.mean_cost[column] for column in COST_AXES[axis])
