@@ -228,7 +228,7 @@ def test_render_report_omits_baseline_and_cost_sections_without_data() -> None:
     page = full_page.partition("</style>")[2]
     assert "<h1>Evaluation of one</h1>" in page
     assert "baseline" not in page
-    assert "Cost beside quality" not in page
+    assert "Cost and quality" not in page
     assert "<img" not in page
 
 

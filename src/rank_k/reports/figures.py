@@ -1,4 +1,4 @@
-"""Plots by matplotlib: SVG documents in a light and a dark theme. The same data gives the same bytes."""
+"""Plots by matplotlib as SVG documents in a light and a dark theme. The same data give the same bytes."""
 
 from __future__ import annotations
 

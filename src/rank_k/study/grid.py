@@ -108,7 +108,7 @@ class ModelPlan:
 
 @dataclass(frozen=True, slots=True)
 class PublishedResult:
-    """A published result. Reports show it in a table of its own, separate from the results of the study."""
+    """A published result. Reports show it in another table, separate from the results of the study."""
 
     collection: str
     first_stage: str
@@ -267,7 +267,7 @@ _MATCHES: Mapping[str, Callable[[Cell, str], bool]] = {
     "model": lambda cell, name: cell.model == name,
     "cell": lambda cell, pattern: fnmatchcase(cell.name, pattern) or fnmatchcase(cell.setting, pattern),
 }
-"""The kinds of names that `select_cells` accepts, each with a function that tells whether a name selects a cell."""
+"""The kinds of names that `select_cells` accepts, each with a function that returns whether a name selects a cell."""
 
 
 def select_cells(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...]:
