@@ -106,7 +106,7 @@ def test_missing_files_lists_everything_at_once(bench: StudyBench, tmp_path: Pat
     assert [(item.owner, item.get) for item in missing] == [
         ("c", "run splade"),
         ("far", "download it"),
-        ("near", "name a file of judgments, or a data set that has them"),
+        ("near", "give a file of judgments, or a data set with judgments"),
         ("m", "write it"),
     ]
 
