@@ -310,7 +310,7 @@ def test_presets_are_scaled_to_the_highest_grade(highest_grade: int, factor: flo
     for name in ("sd", "position_bias", "tie_gap"):
         assert getattr(noise, name) == pytest.approx(factor * getattr(preset, name))
     scaled_fields = dict.fromkeys(("sd", "position_bias", "tie_gap", "highest_grade"), 0)
-    assert replace(noise, **scaled_fields) == replace(preset, **scaled_fields)  # type: ignore[arg-type]
+    assert replace(noise, **scaled_fields) == replace(preset, **scaled_fields)
 
 
 def test_noise_without_a_scale_is_used_unchanged() -> None:
