@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--measures",
         nargs="+",
         metavar="M",
-        help="as ir_measures writes them (nDCG@10 nDCG@20 AP RR@10 R@100 Judged@10), the one that counts most first",
+        help="names as in ir_measures or trec_eval, the most important first"
+        " (default: nDCG@10 nDCG@20 AP RR@10 R@100 Judged@10)",
     )
     parser.add_argument(
         "--ties",
