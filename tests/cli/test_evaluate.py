@@ -147,6 +147,34 @@ def test_evaluate_reports_the_share_of_unjudged_documents(rank_k: RankK) -> None
     assert output["new.trec"]["unjudged_share_of_first_ten"] == pytest.approx(0.5)
 
 
+def test_evaluate_common_queries_averages_over_what_all_runs_contain(rank_k: RankK) -> None:
+    for name, query_ids in (("bm25.trec", QUERIES[:9]), ("good.trec", QUERIES[6:])):
+        lines = Path(name).read_text().splitlines(keepends=True)
+        Path(name).write_text("".join(line for line in lines if line.split()[0] in query_ids))
+    command = ("evaluate", "--qrels", "qrels", "bm25.trec", "good.trec", "--measures", "nDCG@10", "--json")
+    every_output, every_error = rank_k(*command)
+    output, error = rank_k(*command, "--common-queries", "--baseline", "bm25.trec", "--report", "report.html")
+    assert "9 other judged queries are left out (--common-queries)" in error
+    assert "3 judged queries that every run contains" in error
+    assert "left out" not in every_error
+    for name in ("bm25.trec", "good.trec"):
+        every, common = (json.loads(text)[name]["per_query"]["nDCG@10"] for text in (every_output, output))
+        assert list(common) == QUERIES[6:9]
+        assert common == {query_id: every[query_id] for query_id in QUERIES[6:9]}
+        assert json.loads(output)[name]["missing"] == []
+        assert json.loads(output)[name]["mean"]["nDCG@10"] == pytest.approx(sum(common.values()) / 3)
+    assert "9 other judged queries are left out" in Path("report.html").read_text()
+    assert "--common-queries" in Path("report.html").read_text()
+
+
+def test_evaluate_common_queries_needs_a_common_query(rank_k: RankK) -> None:
+    for name, query_id in (("bm25.trec", QUERIES[0]), ("good.trec", QUERIES[1])):
+        lines = Path(name).read_text().splitlines(keepends=True)
+        Path(name).write_text("".join(line for line in lines if line.startswith(query_id)))
+    _, error = rank_k("evaluate", "--qrels", "qrels", "bm25.trec", "good.trec", "--common-queries", code=2)
+    assert "no judged query is in all of the runs" in error
+
+
 def test_evaluate_csv_has_a_row_per_run_measure_and_query(rank_k: RankK) -> None:
     command = (*EVALUATE, "bm25.trec", "good.trec", "--measures", "nDCG@10", "AP", "--csv", "values.csv")
     rank_k(*command)

@@ -239,9 +239,14 @@ def test_study_lists_unranked_windows_and_strict_exits_3(
         files, output, "--window", "10", "--stride", "5", "--constrained", "off", "--server", server.url
     )
     assert main([*command, "--strict"]) == 3
-    _, err = read_output(capsys)
+    table, err = read_output(capsys)
     assert "collection.run.oracle.sliding-full-w10-s5-free: left in input order:" in err
-    assert int(rows(output)[1]["unranked_windows"]) > 0
+    row = rows(output)[1]
+    assert int(row["unranked_windows"]) > 0
+    [header] = [line for line in table.splitlines() if line.startswith("cell ")]
+    [cell_line] = [line for line in table.splitlines() if line.startswith("sliding-full-w10-s5-free ")]
+    assert "unranked windows" in header
+    assert re.search(r" \d+% !", cell_line), "the row itself is marked"
 
 
 @pytest.mark.parametrize("question", ["reasoning", "depth", "strategy", "latency"])
@@ -344,6 +349,6 @@ def test_study_rejects_different_settings_in_the_same_folder(
     assert main(["study", *files, "--simulate", "--noise", "none", "--output", str(output)]) == 0
     capsys.readouterr()
     assert main(["study", *files, "--simulate", "--noise", "weak", "--output", str(output)]) == 2
-    assert "had another simulate for judge: none, now weak; name another --output" in read_output(capsys)[1]
+    assert "has another simulate for judge: none, now weak; give another --output" in read_output(capsys)[1]
     assert main(["study", *files, "--simulate", "--noise", "none", "--reasoning", "off", "--output", str(output)]) == 0
     assert len(rows(output)) == 3, "more cells are welcome"

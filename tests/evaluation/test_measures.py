@@ -172,7 +172,21 @@ def test_evaluate_returns_canonical_measure_names() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("", "nonsense", "ndcg_cut_10", "nDCG@", "nDCG@ten", "nDCG@'10'", "nDCG@1.5", "@10", "P", "P(5)", "P@-0"),
+        *(
+            "",
+            "nonsense",
+            "ndcg_cut_x",
+            "ndcg_cut_0",
+            "official",
+            "nDCG@",
+            "nDCG@ten",
+            "nDCG@'10'",
+            "nDCG@1.5",
+            "@10",
+            "P",
+            "P(5)",
+            "P@-0",
+        ),
         *("nDCG@0", "nDCG@-1", "nDCG@10@20", "nDCG@1000000000000", "AP(rel=x)", "AP(**{'rel': 1})", "AP(nope=1)"),
         *("nDCG@10 + AP", "__import__('os')", "AP; AP", "nDCG\n@10", "a" * 5000, "(" * 500, "nDCG@\0"),
         *("P(rel=0)@5", "P(rel=10000000000)@5", "nDCG(gains={1: -5})@5", "nDCG(gains={1: 2.5})@5"),
@@ -185,6 +199,12 @@ def test_evaluate_rejects_invalid_measure_with_remedy(name: str) -> None:
     assert "measure" in raised.value.problem
     assert raised.value.remedy
     assert "\n" not in str(raised.value)
+
+
+def test_evaluate_accepts_the_names_of_trec_eval() -> None:
+    names = ["ndcg_cut_10", "map", "recip_rank", "P_10", "recall_100", "map_cut_5", "nDCG@10"]
+    evaluation = evaluate({"q": {"a": 2}}, {"q": ranked_candidates("a")}, names)
+    assert tuple(evaluation.means) == ("nDCG@10", "AP", "RR", "P@10", "R@100", "AP@5")
 
 
 def test_evaluate_suggests_measure_for_misspelled_name() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 
 from rank_k.evaluation.run_costs import RunCost, read_query_costs
 from rank_k.journal import Journal
-from rank_k.types import Response, Usage
+from rank_k.types import Response, Usage, WindowRanking
 from tests.journal.records import make_window
 
 
@@ -31,3 +32,15 @@ def test_read_query_costs_sums_the_calls_of_each_query() -> None:
     assert (cost.calls, cost.tokens, cost.model_seconds, cost.rounds, cost.unranked) == (5, 48, 2.0, 1.5, 0)
     assert cost.repairs == first.repairs + second.repairs
     assert list(cost.queries) == ["a", "b"]
+
+
+def test_unranked_windows_are_those_without_any_usable_sample() -> None:
+    with closing(Journal()) as journal:
+        run = journal.begin_run({})
+        window = make_window("a")
+        usable, unusable = window.rankings[0], WindowRanking.unranked(window.window)
+        samples = [(usable, unusable, unusable), (unusable, unusable), (unusable,), (usable,)]
+        for number, rankings in enumerate(samples):
+            journal.store_window(run, replace(make_window("a", round_number=number), rankings=rankings))
+        [cost] = read_query_costs(journal, run)
+    assert (cost.windows, cost.unranked_windows) == (4, 2)

@@ -133,7 +133,7 @@ def test_paired_difference_sampled_p_value_is_never_zero() -> None:
 
 
 def test_paired_difference_rejects_unmatched_queries() -> None:
-    with pytest.raises(InputError, match="2 queries have a value on one side only, for one b"):
+    with pytest.raises(InputError, match="2 queries have a value in one run only, for example b"):
         paired_difference({"a": 1.0, "b": 1.0}, {"a": 1.0, "c": 0.0})
 
 

@@ -16,10 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rank_k.data.trec import read_qrels, read_run
 from rank_k.models.simulated import PRESETS, Noise, SimulatedModel
+from rank_k.simulation.replay import simulate, without_calls
+from rank_k.strategies import make_strategy
 from rank_k.types import Message, Request, RequestContext, Response, StreamChunk
 from rank_k.window.parsing import parse_ranking
-from tests.paths import ROOT
+from tests.paths import ROOT, SHARED
 
 DOCS = tuple(f"d{i:03d}" for i in range(100))
 GRADES = {f"q{n}": {doc_id: (i * 7 + n) % 4 for i, doc_id in enumerate(DOCS)} for n in range(40)}
@@ -292,3 +295,43 @@ def test_malformed_sets_the_share_of_malformed_answers(share: float, size: int) 
     assert malformed == pytest.approx(expected * calls, abs=4 * sqrt(calls * expected * (1 - expected)))
     if expected:
         assert kinds["none"] == pytest.approx(0.4 * malformed, rel=0.35)
+
+
+# --- scales of grades -------------------------------------------------------------------------------
+
+
+def with_highest_grade(highest_grade: int) -> dict[str, dict[str, int]]:
+    return {"q": {f"d{grade}": grade for grade in range(highest_grade + 1)}}
+
+
+@pytest.mark.parametrize(("highest_grade", "factor"), [(1, 1 / 3), (2, 2 / 3), (3, 1), (4, 1), (16, 1)])
+def test_presets_are_scaled_to_the_highest_grade(highest_grade: int, factor: float) -> None:
+    preset, noise = PRESETS["weak"], SimulatedModel(with_highest_grade(highest_grade), "weak").noise
+    for name in ("sd", "position_bias", "tie_gap"):
+        assert getattr(noise, name) == pytest.approx(factor * getattr(preset, name))
+    scaled_fields = dict.fromkeys(("sd", "position_bias", "tie_gap", "highest_grade"), 0)
+    assert replace(noise, **scaled_fields) == replace(preset, **scaled_fields)
+
+
+def test_noise_without_a_scale_is_used_unchanged() -> None:
+    noise = Noise(sd=0.5, position_bias=0.2)
+    assert SimulatedModel(with_highest_grade(1), noise).noise == noise
+    assert SimulatedModel({"q": {"d": 0}}, noise).noise == noise
+
+
+def test_identity_of_a_judge_does_not_depend_on_the_stated_scale() -> None:
+    preset, unscaled = PRESETS["strong"], replace(PRESETS["strong"], highest_grade=0)
+    assert SimulatedModel(GRADES, preset).identity == SimulatedModel(GRADES, unscaled).identity
+    binary = with_highest_grade(1)
+    assert SimulatedModel(binary, preset).identity != SimulatedModel(binary, unscaled).identity
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the collections of ../shared/data beside the checkout")
+@pytest.mark.parametrize("name", ["parsinlu-fa", "wikiqa", "vaswani", "birco-wtb-dev"])
+def test_strong_judge_improves_the_first_stage_of_binary_collections(name: str) -> None:
+    all_grades, run = read_qrels(SHARED / name / "qrels.trec"), read_run(SHARED / name / "run.bm25.trec")
+    grades = {query_id: all_grades[query_id] for query_id in list(all_grades)[:60]}
+    strategies = {"first stage": without_calls, "sliding": make_strategy("sliding")}
+    totals_by_cell = simulate({"": run}, grades, strategies, {"": PRESETS["strong"]}, seed=0, depth=20)
+    quality = {cell.strategy: totals.quality.mean for cell, totals in totals_by_cell.items()}
+    assert quality["sliding"] > quality["first stage"] + 0.05

@@ -149,8 +149,33 @@ def test_bars_show_names_only_where_they_fit() -> None:
     many_bars = bars([(f"q{n}", 0.3 - n / 2000) for n in range(1200)], **BAR_LABELS)
     assert "q1" not in text_elements(many_bars)
     assert len(many_bars.light) < 150_000
+    assert {"leftmost: q0, q1, q2", "rightmost: q1197, q1198, q1199"} <= set(text_elements(many_bars))
+    only_gains = text_elements(bars([(f"q{n}", 0.1) for n in range(50)], **BAR_LABELS))
+    assert any(text.startswith("leftmost") for text in only_gains)
+    assert not any(text.startswith("rightmost") for text in only_gains)
     with pytest.raises(InputError, match="no bars"):
         bars([], **BAR_LABELS)
+
+
+@pytest.mark.parametrize(
+    ("names", "is_rotated"), [(["hard", "middle", "easy"], False), ([f"topic-number-{n:08}" for n in range(5)], True)]
+)
+def test_bars_rotate_names_that_would_overlap(names: list[str], is_rotated: bool) -> None:
+    root = parse_svg(bars([(name, 0.1) for name in names], **BAR_LABELS).light)
+    labels = [element for element in root.iter(f"{SVG}text") if element.text in names]
+    assert len(labels) == len(names)
+    assert all(("rotate(-90" in label.attrib["transform"]) is is_rotated for label in labels)
+
+
+@pytest.mark.parametrize("heights", [(0.37, -0.13), (0.06, 0.0), (0.0, 0.0)])
+def test_bars_axis_ends_at_ticks(heights: tuple[float, float]) -> None:
+    figure = bars([("a", heights[0]), ("b", heights[1])], **BAR_LABELS)
+    values = [
+        float(text.replace("\u2212", "-")) for text in text_elements(figure) if re.fullmatch(r"[\u2212-]?[\d.]+", text)
+    ]
+    assert min(values) <= min(heights)
+    assert max(values) >= max(heights)
+    assert len(values) >= 3
 
 
 def test_escape_control_characters() -> None:

@@ -130,6 +130,8 @@ def test_report_scrolls_wide_tables_in_their_box(report_page: Page) -> None:
     boxes = report_page.evaluate("[...document.querySelectorAll('.scroll')].map(b => [b.scrollWidth, b.clientWidth])")
     wide_tables = [scroll_width for scroll_width, colors in boxes if scroll_width > colors]
     assert wide_tables or report_page.evaluate("innerWidth") > 1000
+    layers = "getComputedStyle(document.querySelector('.scroll')).backgroundAttachment"
+    assert report_page.evaluate(layers) == "local, local, scroll, scroll", "a shadow shows that a table continues"
     captions = report_page.evaluate(
         "[...document.querySelectorAll('caption > span')].map(c => c.getBoundingClientRect().right)"
     )

@@ -14,7 +14,7 @@ import pytest
 from rank_k import Reranker
 from rank_k.errors import FormatError, InputError
 from rank_k.journal import Journal, WindowRecord
-from rank_k.models.simulated import PRESETS, Noise, SimulatedModel
+from rank_k.models.simulated import PRESETS, Grades, Noise, SimulatedModel
 from rank_k.simulation.noise_file import noise_by_name, noise_to_json, read_noise
 from rank_k.simulation.noise_fit import DEFAULT, NoiseFit, fit_noise
 from rank_k.simulation.observations import Observation, observations_of
@@ -45,12 +45,19 @@ GRADES, RUN = _collection(60)
 
 
 def record_observations(
-    noise: Noise, path: Path, *, strategy: str = "blocks", window: int = 20, partitions: int = 1, samples: int = 3
+    noise: Noise,
+    path: Path,
+    *,
+    strategy: str = "blocks",
+    window: int = 20,
+    partitions: int = 1,
+    samples: int = 3,
+    grades: Grades = GRADES,
 ) -> list[Observation]:
-    """The looks in the journal of a whole run."""
+    """Return the observations in the journal of a whole run."""
     queries = {query_id: Query(query_id, "?") for query_id in RUN}
     plan = make_strategy(strategy, window=window, partitions=partitions)
-    judge = SimulatedModel(GRADES, noise, seed=4)
+    judge = SimulatedModel(grades, noise, seed=4)
     with Reranker(judge, strategy=plan, samples=samples, journal=path, reasoning="off") as reranker:
         run = reranker.journal.begin_run({"noise": asdict(noise)})
         for _ in reranker.rerank(RUN, queries, {doc_id: Passage(doc_id, "text") for doc_id in DOCS}, run_name=run):
@@ -99,7 +106,20 @@ def test_fit_noise_names_assumed_fields(fitted: tuple[Noise, NoiseFit]) -> None:
     _, fit = fitted
     assert set(fit.assumed) == {"growth", "query_spread"}
     assert (fit.noise.growth, fit.noise.query_spread) == (DEFAULT.growth, DEFAULT.query_spread)
-    assert {*fit.assumed, *fit.errors, "tie_gap", "malformed"} == {field.name for field in fields(Noise)}
+    fitted_names = {*fit.assumed, *fit.errors, "tie_gap", "malformed", "highest_grade"}
+    assert fitted_names == {field.name for field in fields(Noise)}
+
+
+def test_fit_noise_of_binary_judgments_is_not_scaled_again(tmp_path: Path) -> None:
+    """The preset is scaled when the answers are made; the fitted noise is in the grades of the same judgments."""
+    binary = {
+        query_id: {doc_id: int(grade >= 2) for doc_id, grade in known.items()} for query_id, known in GRADES.items()
+    }
+    fit = fit_noise(record_observations(PRESETS["strong"], tmp_path / "j.sqlite", grades=binary), binary)
+    assert fit.noise.sd == pytest.approx(0.94 / 3, rel=0.15)
+    assert fit.noise.highest_grade == 1
+    (tmp_path / "noise.json").write_text(noise_to_json(fit.noise, {}))
+    assert SimulatedModel(binary, read_noise(tmp_path / "noise.json")).noise == fit.noise
 
 
 def test_simulate_gives_equal_quality_with_fitted_noise(fitted: tuple[Noise, NoiseFit]) -> None:

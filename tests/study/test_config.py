@@ -227,9 +227,9 @@ def test_study_command_only_restricts_user_config(
         ('strategy = ["sliding", "single"]', 'strategies = ["sliding"]', "no option 'strategies'"),
         ("window = [4]", "window = [1]", "window is 1"),
         ('simulate = "weak"', 'simulate = "dull"', "simulate = 'dull'"),
-        ('name = "blunt"', 'name = "sharp"', "two models have one name"),
+        ('name = "blunt"', 'name = "sharp"', "two models have the same name"),
         ('collections = ["one", "two"]', 'collections = ["one", "three"]', "over 'three'"),
-        ('model = "sharp"\nmeasure', 'model = "dull"\nmeasure', "published figure is of dull"),
+        ('model = "sharp"\nmeasure', 'model = "dull"\nmeasure', "published result is for dull"),
         ('file = "{each}/run.given.trec"', 'fil = "x"', "did you mean file?"),
         ('name = "given"\n', "", "runs[0].name is missing"),
         ('measures = ["nDCG@5", "RR"]', "measures = []", "measures = []"),
@@ -237,7 +237,7 @@ def test_study_command_only_restricts_user_config(
         ("samples = 3", "samples = 0", "samples is 0"),
         ('each = ["one", "two"]', "each = 1", "each = 1 in [[collections]]"),
         ('dataset = "beir:{each}"', "folder = 1", "folder = 1 in [[collections]]"),
-        ("[[averages]]", "[averages]", "averages is no list of tables"),
+        ("[[averages]]", "[averages]", "averages is not a list of tables"),
     ],
 )
 def test_read_study_reports_problem_with_file_name(tiny_config: Path, before: str, after: str, problem: str) -> None:

@@ -172,5 +172,5 @@ def test_select_cells_filters_by_names_of_each_kind() -> None:
     assert [model.name for model in restricted.models] == ["small"]
     with pytest.raises(InputError, match="'dl21'"):
         select_cells(cells, ["dl21"])
-    with pytest.raises(InputError, match="fits all"):
+    with pytest.raises(InputError, match="matches all"):
         select_cells(cells, ["dl19", "dl20.*"])

@@ -228,9 +228,9 @@ def test_rankings_by_round_rejects_windows_of_another_cell() -> None:
     first_round = next(rounds)
     ranking = WindowRanking.unranked(first_round.windows[0])
     record = WindowRecord("q", 0, 0, first_round.windows[0], (), (ranking,), {})
-    with pytest.raises(JournalError, match="in the midst"):
+    with pytest.raises(JournalError, match="in the middle"):
         rankings_by_round(cell.make_strategy(), candidates, "q", [record])
-    with pytest.raises(JournalError, match="not those of this cell"):
+    with pytest.raises(JournalError, match="other windows than this cell"):
         rankings_by_round(replace(cell, window=10).make_strategy(), candidates, "q", [record])
     assert rankings_by_round(cell.make_strategy(), candidates[:1], "q", [])[0].doc_ids == ("d0",)
     rounds.send([WindowResult(first_round.windows[0], (ranking,))])

@@ -103,6 +103,7 @@ def _compare(args: argparse.Namespace, *, intervals: bool) -> RunComparison:
         ties=args.ties or "file",
         costs=costs,
         intervals=intervals,
+        common_queries=args.common_queries,
     )
 
 

@@ -1,7 +1,7 @@
-"""Do judges agree beyond chance? Cohen's kappa for two judges, Krippendorff's alpha for more.
+"""Agreement of judges beyond chance: Cohen's kappa for two judges, Krippendorff's alpha for more.
 
-Both coefficients come from a square table of counts. Tables add up over queries, so the bootstrap draws queries
-without reading any judgment twice.
+Both coefficients are computed from a square table of counts. The tables of queries can be added, so the bootstrap
+resamples tables rather than judgments.
 """
 
 from __future__ import annotations
@@ -19,16 +19,23 @@ from rank_k.optional_deps import load
 COHEN_KAPPA, KRIPPENDORFF_ALPHA = "Cohen's kappa", "Krippendorff's alpha"
 
 JudgedItem = tuple[str, str, Any, int]
-"""One judgment: judge, query, what of the query was judged, and the number of a category, from 0."""
+"""One judgment: the judge, the query, the judged item of the query, and the number of the category, from 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far `judges` agree.
+    """The agreement of some judges.
 
-    `items`: how many things at least two of `judges` have judged, of `queries`. `observed`: the share of pairs of
-    judgments that are equal. `value`: 1 is perfect, 0 is chance; None where everybody said one thing, so that chance
-    alone would make them agree. `low`, `high`: its 95% bootstrap interval over queries, None with `value`.
+    Attributes:
+        judges: The judges.
+        coefficient: `COHEN_KAPPA` or `KRIPPENDORFF_ALPHA`.
+        items: The number of items that at least two of the judges have judged.
+        queries: The number of queries of these items.
+        observed: The fraction of pairs of judgments that are equal.
+        value: The coefficient: 1 is perfect agreement, 0 is chance. None if all judgments are equal, for which the
+            coefficient is undefined.
+        low: The lower end of the 95% bootstrap interval of `value` over queries; None if `value` is None.
+        high: The upper end of this interval.
     """
 
     judges: tuple[str, ...]
@@ -42,10 +49,13 @@ class Agreement:
 
 
 def compute_agreements(judgments: Iterable[JudgedItem]) -> tuple[Agreement, ...]:
-    """Return the agreement of every two judges, and of all where there are more than two.
+    """Return the agreement of every two judges, and of all judges if there are more than two.
 
-    Judges who have judged nothing in common are left out. Of several judgments of one item by one judge the last
-    counts. Raises `MissingExtra` without numpy.
+    Pairs of judges without a common item are left out. If a judge has judged an item repeatedly, the last judgment
+    counts.
+
+    Raises:
+        MissingExtra: If numpy is not installed.
     """
     items: dict[tuple[str, Any], dict[str, int]] = defaultdict(dict)
     for judge, query_id, item, category in judgments:
@@ -57,9 +67,11 @@ def compute_agreements(judgments: Iterable[JudgedItem]) -> tuple[Agreement, ...]
 
 
 def cohen_kappa(table: Floats) -> Floats:
-    """Return kappa (Cohen 1960) of `table[..., c, k]`: how often one judge says c and the other k, in counts.
+    """Return kappa (Cohen 1960); NaN where it is undefined.
 
-    NaN where it is not defined.
+    Args:
+        table: Counts of shape (..., categories, categories): `table[..., c, k]` items have category c from the first
+            judge and k from the second.
     """
     shares = table / table.sum(axis=(-2, -1), keepdims=True)
     observed = shares.trace(axis1=-2, axis2=-1)
@@ -68,9 +80,11 @@ def cohen_kappa(table: Floats) -> Floats:
 
 
 def krippendorff_alpha(table: Floats) -> Floats:
-    """Return alpha for unordered categories (Krippendorff 2004, ch. 11) of `table[..., c, k]`, coincidence counts.
+    """Return alpha for unordered categories (Krippendorff 2004, ch. 11); NaN where it is undefined.
 
-    Judges need not have judged the same things. NaN where it is not defined.
+    Args:
+        table: Coincidences of shape (..., categories, categories), the sum of `coincidence_table` over items. Not every
+            judge has to judge every item.
     """
     total = table.sum(axis=(-2, -1))
     observed = total - table.trace(axis1=-2, axis2=-1)
@@ -79,9 +93,9 @@ def krippendorff_alpha(table: Floats) -> Floats:
 
 
 def coincidence_table(categories: Sequence[int], category_count: int) -> Floats:
-    """Return the coincidences of one item with at least two judgments, `categories`.
+    """Return the coincidences of one item, given the categories of its judgments, at least two.
 
-    Every two judgments count both ways, each with weight 1 / (number of judgments - 1).
+    Every ordered pair of judgments counts with weight 1 / (number of judgments - 1).
     """
     np = load("numpy")
     counts = np.bincount(categories, minlength=category_count).astype(float)
@@ -116,7 +130,7 @@ def _compute_agreement(judges: tuple[str, ...], items: dict[tuple[str, Any], dic
 
 
 def _chance_corrected(observed: Floats, expected: Floats) -> Floats:
-    """Return 1 - observed / expected disagreement. An expectation that is zero but for rounding counts as zero."""
+    """Return 1 - observed / expected disagreement; NaN if the expected disagreement is zero up to rounding."""
     np = load("numpy")
     with np.errstate(divide="ignore", invalid="ignore"):
         coefficient: Floats = np.where(expected > 1e-12, 1 - observed / expected, np.nan)

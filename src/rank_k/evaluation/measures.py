@@ -1,4 +1,4 @@
-"""Measure the quality of a run against judgments with ir_measures, which uses trec_eval's code."""
+"""Measure the quality of a run against judgments, with ir_measures and the code of trec_eval."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ from rank_k.optional_deps import load
 from rank_k.types import Candidate, Run
 
 Ties = Literal["file", "trec_eval"]
-"""How equal scores are ordered: as the run lists them, or by descending id, as trec_eval does."""
+"""The order of documents with equal scores: that of the run, or by descending id as in trec_eval."""
 
 DEFAULT_MEASURES = ("nDCG@10", "nDCG@20", "AP", "RR@10", "R@100", "Judged@10")
 
-_REMEDY = "write ir_measures names such as nDCG@10, AP, RR@10, R@100, P@5, AP(rel=2)"
+_REMEDY = "write names as in ir_measures (nDCG@10, AP, RR@10, R@100, P@5, AP(rel=2)) or trec_eval (ndcg_cut_10, map)"
 _MAX_NUMBER = 1_000_000
-"""trec_eval allocates memory by cutoffs and grades, unchecked: too large or too small a number crashes it."""
+"""The largest accepted cutoff and grade. trec_eval allocates memory by them without checks and would crash."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Values of one run. Measures have ir_measures's own spelling ("nDCG@10"), in the order given.
+    """The measures of one run, in the order given and named as in ir_measures (`nDCG@10`).
 
-    `per_query`: measure -> query_id -> value, over every judged query. `means`: measure -> mean over the
-    same queries (for measures that count, such as NumRet, the sum). `missing`: judged queries that the
-    run lacks; they count as zero. `unjudged`: queries of the run without judgments; they are left out.
-    `tied`: judged queries with equal scores whose order differs from trec_eval's.
+    Attributes:
+        per_query: The values: measure -> query id -> value, for every judged query.
+        means: The mean of each measure over the same queries; for measures that count, such as NumRet, the sum.
+        missing: The judged queries that the run lacks. They count as 0.
+        unjudged: The queries of the run without judgments. They are left out.
+        tied: The judged queries with equal scores in an order that differs from that of trec_eval.
     """
 
     per_query: Mapping[str, Mapping[str, float]]
@@ -51,18 +53,25 @@ def evaluate(
     *,
     ties: Ties = "file",
 ) -> Evaluation:
-    """Evaluate `run` (`query_id -> candidates`) against `qrels` (`query_id -> {doc_id: grade}`).
+    """Evaluate a run against judgments.
 
-    The candidates are sorted by score, highest first; equal scores keep the order of the run (for `read_run` that of
-    the file), which is the order in which a reranker receives them. With `ties="trec_eval"` scores are 32-bit floats
-    and equal ones are sorted by document id, descending. All measures use this order; without it, RR@10 and
-    Judged@10 of ir_measures would break ties differently from nDCG@10. nDCG has linear gains and log2 discounts
-    (trec_eval's, Järvelin and Kekäläinen 2002).
+    All measures use the same order of documents; ir_measures alone would break ties in RR@10 and Judged@10 differently
+    from nDCG@10. nDCG has linear gains and log2 discounts, as in trec_eval (Järvelin and Kekäläinen 2002).
+
+    Args:
+        qrels: The judgments: query id -> document id -> grade.
+        run: The run: query id -> candidates. They are sorted by score, highest first.
+        measures: Names of measures (default: `DEFAULT_MEASURES`).
+        ties: The order of equal scores (default: "file", the order of the run, in which a reranker receives the
+            candidates). With "trec_eval", scores are 32-bit floats and equal scores are sorted by descending id.
+
+    Returns:
+        The values by query and their means.
 
     Raises:
-        InputError: A measure is unknown or cannot be computed for this run, a grade is above a million, or nothing
-            is judged.
-        MissingExtra: ir_measures is not installed.
+        InputError: If a measure is unknown or cannot be computed for this run, a grade is above a million, or there
+            are no judgments.
+        MissingExtra: If ir_measures is not installed.
     """
     if not qrels:
         raise InputError("there are no judgments to evaluate against", "check the qrels file")
@@ -118,13 +127,13 @@ def evaluate(
 
 
 def ndcg(ranked_grades: Sequence[float], judged_grades: Iterable[float] | None = None, cutoff: int = 10) -> float:
-    """Return nDCG at `cutoff` with linear gains and log2 discounts, as `evaluate` does; 0 where nothing is relevant.
+    """Return nDCG with linear gains and log2 discounts, as `evaluate` computes it; 0 if no passage is relevant.
 
     Args:
-        ranked_grades: The grade of each ranked passage, best rank first; 0 without judgment, and grades below 0 count
-            as 0. The members of a tie can share the mean of their grades.
-        judged_grades: The grades of all judged passages, which give the ideal ranking (default: `ranked_grades`).
-        cutoff: The number of ranks that count.
+        ranked_grades: The grade of each ranked passage, best rank first. Unjudged passages have grade 0, and grades
+            below 0 count as 0. Tied passages can have the mean of their grades.
+        judged_grades: The grades of all judged passages, for the ideal ranking (default: `ranked_grades`).
+        cutoff: The number of ranks that count (default: 10).
     """
 
     def gain(grades: Iterable[float]) -> float:
@@ -135,7 +144,14 @@ def ndcg(ranked_grades: Sequence[float], judged_grades: Iterable[float] | None =
 
 
 def parse_measures(measures: Sequence[str]) -> dict[str, Any]:
-    """Return ir_measures's measures by their own spelling, each once. Raises `InputError` for an unknown one."""
+    """Return ir_measures's measures by their own spelling, each once.
+
+    Args:
+        measures: Names as ir_measures spells them (`nDCG@10`) or as trec_eval does (`ndcg_cut_10`, `map`).
+
+    Raises:
+        InputError: If a measure is unknown, or there is none.
+    """
     parsed = {str(measure): measure for measure in map(_parse_measure, measures)}
     if not parsed:
         raise InputError("no measure is given", _REMEDY)
@@ -152,27 +168,17 @@ def _order_documents(candidates: Sequence[Candidate], ties: Ties) -> list[str]:
 
 
 def _parse_measure(name: str) -> Any:
-    """Return the measure called `name`. ir_measures's own parser needs a part of `ast` that Python 3.14 dropped."""
-    registry = load("ir_measures").measures.registry
+    """Return the measure called `name` in ir_measures or in trec_eval."""
+    ir_measures = load("ir_measures")
     try:
-        node: ast.expr = ast.parse(name.strip(), mode="eval").body
-        cutoff: Any = None
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
-            cutoff = ast.literal_eval(node.right)
-            node = node.left
-        parameters: dict[str, Any] = {}
-        if isinstance(node, ast.Call) and not node.args:
-            parameters = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
-            node = node.func
-        measure = registry[node.id if isinstance(node, ast.Name) else ""]
-        if cutoff is not None:
-            measure = measure @ cutoff
-        measure = measure(**parameters)
-        measure.validate_params()
+        measure = _parse_ir_measures_name(name, ir_measures.measures.registry)
     except (SyntaxError, ValueError, LookupError, AssertionError, TypeError, RecursionError, MemoryError) as error:
-        suggestion = _suggest_measure(name, registry)
-        hint = f" (did you mean {suggestion}?)" if suggestion else ""
-        raise InputError(f"unknown measure {name!r}{hint}", _REMEDY) from error
+        try:
+            [measure] = ir_measures.parse_trec_measure(name)  # "P" alone stands for several cutoffs
+        except (ValueError, AssertionError):
+            suggestion = _suggest_measure(name, ir_measures.measures.registry)
+            hint = f" (did you mean {suggestion}?)" if suggestion else ""
+            raise InputError(f"unknown measure {name!r}{hint}", _REMEDY) from error
     numbers = [value for value in measure.params.values() if isinstance(value, int)]
     gains = measure.params.get("gains", {}).values()
     if not all(1 <= value <= _MAX_NUMBER for value in numbers if not isinstance(value, bool)) or not all(
@@ -180,8 +186,30 @@ def _parse_measure(name: str) -> Any:
     ):
         raise InputError(
             f"measure {name!r} has a number out of range",
-            f"write cutoffs and rel between 1 and {_MAX_NUMBER:,}, gains as whole numbers from 0",
+            f"write cutoffs and rel from 1 to {_MAX_NUMBER:,}, and gains as whole numbers of at least 0",
         )
+    return measure
+
+
+def _parse_ir_measures_name(name: str, registry: Mapping[str, Any]) -> Any:
+    """Return the measure that ir_measures calls `name`.
+
+    The parser of ir_measures itself uses a part of `ast` that Python 3.14 removed.
+    """
+    node: ast.expr = ast.parse(name.strip(), mode="eval").body
+    cutoff: Any = None
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+        cutoff = ast.literal_eval(node.right)
+        node = node.left
+    parameters: dict[str, Any] = {}
+    if isinstance(node, ast.Call) and not node.args:
+        parameters = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+        node = node.func
+    measure = registry[node.id if isinstance(node, ast.Name) else ""]
+    if cutoff is not None:
+        measure = measure @ cutoff
+    measure = measure(**parameters)
+    measure.validate_params()
     return measure
 
 

@@ -1,15 +1,15 @@
-"""Preferences of people: which of two rankings of a query, side by side and without names, a judge prefers.
+"""Preference judgments: which of two rankings of a query, shown side by side without names, a judge prefers.
 
-One row of JSONL is one judgment, as the page *Judge* of `rank-k serve` writes it:
+Each row of a JSONL file is one judgment. The page *Judge* of `rank-k serve` writes rows such as:
 
     {"judge": "anna", "query_id": "q7", "left": "bm25.trec", "right": "reranked.trec", "choice": "right",
      "time": "2026-05-04T09:30:00.123456+00:00", "seconds": 12.4, "depth": 10, "blind": true,
      "query": "why is the sky blue", "translation": null, "left_doc_ids": ["d3", "d9"], "right_doc_ids": ["d9", "d1"]}
 
-`choice` is `left`, `right`, `tie`, or `undone`, which takes back the judge's earlier judgment of these two systems.
-`seconds`: how long the judge looked. `translation`: of the query, null if none was shown. The keys of the
-first two lines are required, the others optional. Rows are only ever appended: the latest row of a judge on a query
-and two systems counts, whatever side they were on.
+`choice` is `left`, `right`, `tie`, or `undone`, which withdraws the earlier judgment of the same judge, query and
+systems. `seconds` is the time until the choice. `translation` is the translation of the query that was shown, or null.
+The keys `judge`, `query_id`, `left`, `right`, `choice` and `time` are required. Rows are only appended: the latest row
+of a judge for a query and two systems counts, regardless of sides.
 """
 
 from __future__ import annotations
@@ -41,8 +41,23 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """One row. `time` has a zone. `depth`: how many passages of each ranking were to be shown; `*_doc_ids`: those that
-    were. `seconds` and `depth` are None where unknown."""
+    """One row of a file.
+
+    Attributes:
+        judge: The name of the judge.
+        query_id: The query.
+        left: The name of the system on the left.
+        right: The name of the system on the right.
+        choice: `LEFT`, `RIGHT`, `TIE` or `UNDONE`.
+        time: The time of the choice, with a time zone.
+        seconds: The time until the choice; None if it is unknown.
+        depth: The maximum number of passages shown of each ranking; None if it is unknown.
+        blind: Whether the names of the systems were hidden.
+        query: The text of the query.
+        translation: The translation of the query that was shown, if any.
+        left_doc_ids: The passages shown on the left.
+        right_doc_ids: The passages shown on the right.
+    """
 
     judge: str
     query_id: str
@@ -68,14 +83,20 @@ class Judgment:
         return {LEFT: self.left, RIGHT: self.right}.get(self.choice)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as JSON has it, which `read_judgments` reads."""
+        """Return the row as a JSON object, as `read_judgments` reads it."""
         return asdict(self) | {"time": self.time.isoformat(timespec="microseconds")}
 
 
 @dataclass(frozen=True, slots=True)
 class CurrentJudgments:
-    """The judgments that count. `repeated`: rows equal to an earlier one; `replaced` and `undone`: judgments that
-    their judge has replaced or taken back."""
+    """The judgments that count.
+
+    Attributes:
+        judgments: The judgments, sorted by judge, query and systems.
+        repeated: The number of rows that equal an earlier row.
+        replaced: The number of judgments that their judge has replaced by a later one.
+        undone: The number of judgments that their judge has withdrawn.
+    """
 
     judgments: tuple[Judgment, ...]
     repeated: int = 0
@@ -85,7 +106,7 @@ class CurrentJudgments:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share and its 95% interval."""
+    """A proportion and its 95% interval."""
 
     value: float
     low: float
@@ -94,8 +115,19 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class ComparedPair:
-    """Judgments of two systems. `won`, `tied`, `lost` are the first one's; `win_rate` is `won` and half of `tied`.
-    `p`: of there being no preference, corrected by Holm for all pairs."""
+    """The judgments of two systems, from the view of the first system.
+
+    Attributes:
+        first: The first system.
+        second: The second system.
+        queries: The number of queries.
+        judgments: The number of judgments.
+        win_rate: The proportion of wins plus half the proportion of ties.
+        won: The proportion of wins.
+        tied: The proportion of ties.
+        lost: The proportion of losses.
+        p: The p value of the hypothesis that there is no preference, corrected by Holm for all pairs.
+    """
 
     first: str
     second: str
@@ -110,9 +142,17 @@ class ComparedPair:
 
 @dataclass(frozen=True, slots=True)
 class SideCounts:
-    """How often the left side was preferred to the right: half of the time, whatever the systems are worth, as sides
-    are drawn at random. `p`: that the side has no effect (exact binomial test, two-sided). `share` and `p` are None
-    where nothing was decided."""
+    """How often the left and the right side were preferred.
+
+    Sides are drawn at random, so each should be preferred half of the time, whatever the quality of the systems.
+
+    Attributes:
+        left: The number of judgments for the left side.
+        right: The number of judgments for the right side.
+        ties: The number of ties.
+        share: The proportion of the left side without ties; None if all judgments are ties.
+        p: The p value of the hypothesis that the side has no effect (exact two-sided binomial test), or None.
+    """
 
     left: int
     right: int
@@ -136,9 +176,17 @@ class JudgeSummary:
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """The summary of all judgments. `agreement`: of every two judges who have judged something in common, and of all
-    where there are more than two. `unblinded`: judgments made with names in sight. `translated`: with the query's
-    translation."""
+    """The summary of all judgments.
+
+    Attributes:
+        pairs: The comparison of every two systems.
+        sides: How often each side was preferred.
+        judges: A summary for each judge.
+        agreement: The agreement of every two judges with common items, and of all judges if there are more than two.
+        current: The judgments that count.
+        unblinded: The number of judgments for which the names of the systems were visible.
+        translated: The number of judgments for which a translation of the query was shown.
+    """
 
     pairs: tuple[ComparedPair, ...]
     sides: SideCounts
@@ -153,7 +201,7 @@ class Preferences:
 
 
 def read_judgments(path: Path) -> list[Judgment]:
-    """Return the rows of one file. Raises `FormatError` for the first invalid one."""
+    """Return the rows of a file. Raises `FormatError` for the first invalid row."""
     return [_parse_judgment(row, path, number) for number, row in read_objects(path, _EXPECTED_ROW)]
 
 
@@ -187,13 +235,13 @@ _ROW_FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         ),
     ),
 }
-"""What each key of a row must hold, in words and as a check."""
+"""The expected value of each key of a row, in words and as a function that checks it."""
 
 _REQUIRED_KEYS = ("judge", "query_id", "left", "right", "choice", "time")
 
 
 def _parse_judgment(row: Mapping[str, Any], path: Path, line_number: int) -> Judgment:
-    """Return a row as a `Judgment`. Raises `FormatError`, with path and line number."""
+    """Return a row as a `Judgment`. Raises `FormatError` with the path and the line number if it is invalid."""
     for key, (expected, is_valid) in _ROW_FIELDS.items():
         if (key in row or key in _REQUIRED_KEYS) and not is_valid(row.get(key)):
             problem = f"{key} {abbreviate(row[key])}" if key in row else f"no {key}"
@@ -206,7 +254,7 @@ def _parse_judgment(row: Mapping[str, Any], path: Path, line_number: int) -> Jud
 
 
 def current_judgments(rows: Iterable[Judgment]) -> CurrentJudgments:
-    """Return those of `rows`, in any order, that count; sorted by judge, query and systems."""
+    """Return the rows that count, given all rows in any order."""
     row_counts = Counter(rows)
     latest: dict[tuple[str, str, Pair], Judgment] = {}
     replaced = undone = 0
@@ -226,9 +274,14 @@ def current_judgments(rows: Iterable[Judgment]) -> CurrentJudgments:
 
 
 def summarize_preferences(rows: Iterable[Judgment]) -> Preferences:
-    """Return the statistics of judgments, in any order.
+    """Return the statistics of judgments.
 
-    Raises `InputError` if none of them counts, `MissingExtra` without numpy and scipy.
+    Args:
+        rows: All rows, in any order.
+
+    Raises:
+        InputError: If no judgment counts.
+        MissingExtra: If numpy or scipy is not installed.
     """
     current = current_judgments(rows)
     judgments = current.judgments
@@ -249,12 +302,16 @@ def summarize_preferences(rows: Iterable[Judgment]) -> Preferences:
 
 
 def estimate_share(value: float, count: int) -> Share:
-    """Return `value`, the mean of `count` numbers between 0 and 1, with its interval by Wilson's score (Wilson 1927).
+    """Return a proportion with its interval by the score of Wilson (1927).
 
-    Not the bootstrap that is used for measures: that shrinks to nothing where all judgments are the same, and studies
-    by people have few queries; Wilson's holds its level for as few as ten (Brown, Cai and DasGupta 2001). It is made
-    for numbers that are 0 or 1, as is scipy's. Others of the same mean vary less, so that it is too wide for them,
+    The bootstrap, which is used for measures, gives empty intervals if all judgments are equal, and studies with people
+    have few queries. The interval of Wilson keeps its level for as few as ten (Brown, Cai and DasGupta 2001). It is
+    made for numbers that are 0 or 1. Other numbers with the same mean vary less, so it may be too wide for them but
     never too narrow.
+
+    Args:
+        value: The mean of the numbers.
+        count: How many numbers between 0 and 1 there are.
     """
     z = NormalDist().inv_cdf((1 + CONFIDENCE_LEVEL) / 2)
     center = (value + z * z / (2 * count)) / (1 + z * z / count)
@@ -266,7 +323,7 @@ _WON, _TIED, _LOST = 0, 1, 2
 
 
 def _compare_pairs(judgments: Iterable[Judgment]) -> tuple[ComparedPair, ...]:
-    """Compare every two systems. All queries weigh the same: the judgments of one query are not independent."""
+    """Compare every two systems. All queries have equal weight, because judgments of one query are not independent."""
     pairs = []
     for (first, second), rows_of_pair in _group_judgments(judgments, lambda row: row.pair).items():
         by_query = {
@@ -304,7 +361,7 @@ def _outcome(row: Judgment) -> int:
 
 
 def _count_sides(judgments: Iterable[Judgment]) -> SideCounts:
-    """Count sides. Here every judgment counts: the sides of each are drawn independently."""
+    """Count sides. Every judgment counts, because sides are drawn at random for each judgment."""
     counts = Counter(row.choice for row in judgments)
     decided_count = counts[LEFT] + counts[RIGHT]
     share = p = None

@@ -1,6 +1,6 @@
-"""Compare runs: the quality and the cost of each, and its difference from a baseline.
+"""Compare the quality and the cost of runs, and test their differences from a baseline.
 
-The tables, CSV and JSON of the command line and the report all come from `RunComparison`.
+The tables, CSV and JSON of the command line and the HTML report are made from `RunComparison`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rank_k.evaluation.significance import NO_DIFFERENCE, PairedDifference, boot
 from rank_k.types import Run
 
 JUDGED_MEASURE = "Judged@10"
-"""The measure of the share of unjudged documents."""
+"""The measure from which the fraction of unjudged documents is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,15 @@ class PairedComparison:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One query in the baseline (`before`) and in another run (`after`). `unjudged`: the share of the first ten
-    documents without judgment in each; None for a run without the query."""
+    """The change of one query from the baseline to another run.
+
+    Attributes:
+        query_id: The query.
+        before: The value in the baseline.
+        after: The value in the other run.
+        unjudged: The fraction of the first ten documents without judgment in each run; None for a run that lacks the
+            query.
+    """
 
     query_id: str
     before: float
@@ -40,15 +47,22 @@ class Change:
 
     @property
     def difference(self) -> float:
-        """The difference; one that comes from rounding counts as none."""
+        """The difference; 0 if it is as small as rounding errors."""
         difference = self.after - self.before
         return 0.0 if abs(difference) < NO_DIFFERENCE else difference
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedRun:
-    """One run. `intervals`: of each measure that is a mean over queries. `comparisons`: with the baseline, by measure;
-    empty for the baseline itself or without one."""
+    """One run of a comparison.
+
+    Attributes:
+        name: Its name.
+        evaluation: Its measures.
+        intervals: The bootstrap interval of each measure that is a mean over queries.
+        cost: Its cost, if it is known.
+        comparisons: Its difference from the baseline in each measure; empty for the baseline itself or without one.
+    """
 
     name: str
     evaluation: Evaluation
@@ -58,7 +72,7 @@ class ComparedRun:
 
     @property
     def unjudged_per_query(self) -> Mapping[str, float]:
-        """The share of the first ten documents without judgment, by query, for judged queries that the run has."""
+        """The fraction of the first ten documents without judgment, for each judged query that the run contains."""
         missing = set(self.evaluation.missing)
         values = self.evaluation.per_query[JUDGED_MEASURE]
         return {query_id: 1 - value for query_id, value in values.items() if query_id not in missing}
@@ -72,13 +86,21 @@ class ComparedRun:
 
 @dataclass(frozen=True, slots=True)
 class RunComparison:
-    """Compared runs. `measures`: in the order given, the most important first. `baseline`: the name of a run, or empty.
-    `comparisons`: the number of comparisons for which p values are corrected."""
+    """A comparison of runs.
+
+    Attributes:
+        measures: The measures, the most important first.
+        runs: The runs.
+        baseline: The name of the baseline; empty without one.
+        comparisons: The number of comparisons that the p values are corrected for.
+        omitted_queries: The number of judged queries that are left out of all averages because a run lacks them.
+    """
 
     measures: tuple[str, ...]
     runs: tuple[ComparedRun, ...]
     baseline: str
     comparisons: int
+    omitted_queries: int = 0
 
     @property
     def compared_runs(self) -> tuple[ComparedRun, ...]:
@@ -90,16 +112,16 @@ class RunComparison:
 
     @property
     def primary_measure(self) -> str:
-        """The measure whose gains and losses are shown query by query: the first measure of quality."""
+        """The first measure of quality, whose gains and losses are reported query by query."""
         return next(iter(self.quality_measures), self.measures[0])
 
     @property
     def quality_measures(self) -> tuple[str, ...]:
-        """All measures but Judged@k."""
+        """All measures except Judged@k."""
         return _quality_measures(self.measures)
 
     def changes(self, run: ComparedRun, measure: str = "") -> list[Change]:
-        """Return the change of each query from the baseline, the largest gain first; none without a baseline."""
+        """Return the change of each query from the baseline, the largest gain first; empty without a baseline."""
         baseline = next((other for other in self.runs if other.name == self.baseline), None)
         if baseline is None:
             return []
@@ -113,7 +135,7 @@ class RunComparison:
         return sorted(changes, key=lambda change: (-change.difference, change.query_id))
 
     def largest_losses(self, run: ComparedRun, limit: int = 10) -> list[Change]:
-        """Return the queries that lost, the worst first."""
+        """Return at most `limit` queries with the largest losses (default: 10), the worst first."""
         losses = [change for change in self.changes(run) if change.difference < 0]
         return sorted(losses, key=lambda change: (change.difference, change.query_id))[:limit]
 
@@ -127,23 +149,27 @@ def compare_runs(
     ties: Ties = "file",
     costs: Mapping[str, RunCost | None] | None = None,
     intervals: bool = True,
+    common_queries: bool = False,
 ) -> RunComparison:
-    """Evaluate the runs, by name, and compare each with the baseline in every measure of quality.
+    """Evaluate runs and compare each with the baseline in every measure of quality.
 
-    Judged@k shows how far the judgments reach, not how good a run is: it is measured, but not compared.
+    Judged@k describes the judgments rather than the quality of a run, so it is reported but not compared.
 
     Args:
         qrels: The judgments: query id -> document id -> grade.
         runs: The runs by name.
         measures: Names of measures, the most important first.
         baseline: The name of the run to compare with (default: no comparison).
-        ties: How equal scores are ordered (default: as the run lists them).
+        ties: The order of equal scores (default: that of the run).
         costs: The costs of runs, by name, where they are known.
-        intervals: Compute bootstrap intervals. Without them, and without a baseline, only ir_measures is needed.
+        intervals: Compute bootstrap intervals (default: True). Otherwise, and without a baseline, numpy and scipy are
+            not needed.
+        common_queries: Average over the judged queries that all runs contain (default: over all judged queries, of
+            which those that a run lacks count as 0).
 
     Raises:
-        InputError: As `evaluate` raises it, or there is nothing to compare.
-        MissingExtra: ir_measures, numpy or scipy is not installed.
+        InputError: If `evaluate` raises it, or there is nothing to compare.
+        MissingExtra: If ir_measures, numpy or scipy is not installed.
     """
     measure_names = tuple(parse_measures(measures))
     compared_measures = _quality_measures(measure_names)
@@ -151,6 +177,13 @@ def compare_runs(
         raise InputError(f"there is no run to compare with the baseline {baseline}", "name another run")
     if baseline and not compared_measures:
         raise InputError(f"{', '.join(measure_names)} cannot be compared", "add a measure of quality, such as nDCG@10")
+    all_judged = len(qrels)
+    if common_queries:
+        missing_ids = {query_id for query_id in qrels if not all(run.get(query_id) for run in runs.values())}
+        qrels = {query_id: grades for query_id, grades in qrels.items() if query_id not in missing_ids}
+        runs = {name: {q: ranking for q, ranking in run.items() if q not in missing_ids} for name, run in runs.items()}
+        if not qrels:
+            raise InputError("no judged query is in all of the runs", "compare runs of the same queries")
     evaluations = {
         name: evaluate(qrels, run, [*measure_names, JUDGED_MEASURE], ties=ties) for name, run in runs.items()
     }
@@ -179,6 +212,7 @@ def compare_runs(
         ),
         baseline=baseline,
         comparisons=len(differences),
+        omitted_queries=all_judged - len(qrels),
     )
 
 
@@ -187,7 +221,7 @@ def _quality_measures(measures: Sequence[str]) -> tuple[str, ...]:
 
 
 def _compute_intervals(evaluation: Evaluation, measures: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Return the intervals of measures whose mean is that over queries: not of sums, such as NumRet."""
+    """Return the bootstrap intervals of all measures that are means over queries. NumRet, for example, is a sum."""
     return {
         measure: bootstrap_interval(values)
         for measure in measures

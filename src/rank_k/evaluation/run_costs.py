@@ -1,4 +1,4 @@
-"""The cost of queries and runs, read from the journal that holds their calls."""
+"""Read the cost of queries and runs from the journal that contains their calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from rank_k.types import CallTotals
 
 @dataclass(slots=True)
 class QueryCost(CallTotals):
-    """The cost of one query of a run: the totals of its calls, and the seconds of each window, round by round."""
+    """The cost of one query of a run: the totals of its calls, and the seconds of each window by round.
+
+    `unranked_windows` counts windows without any usable sample. They kept their input order.
+    """
 
     query_id: str = ""
     unranked_windows: int = 0
@@ -33,11 +36,16 @@ class QueryCost(CallTotals):
 
 @dataclass(slots=True)
 class RunCost(CallTotals):
-    """The cost of a run: the totals of its calls, and the cost of each query that needed a call.
+    """The cost of a run: the totals of its calls, and the cost of each query with calls.
 
-    `journal`: the file that holds the calls. `run`: its name in the journal; empty for the last run, which needs no
-    name. `other_runs`: the number of other runs in the journal. `wrote_file`: whether the journal says that this run
-    wrote the file in question; otherwise its last run was taken. `money`: the cost in money, if prices are known.
+    Attributes:
+        queries: The cost of each query with calls, by query id.
+        journal: The journal with the calls.
+        run: The name of the run in the journal; empty for the last run, which is the default of all commands.
+        other_runs: The number of other runs in the journal.
+        wrote_file: Whether a run of the journal wrote the evaluated file. If not, this is the last run of the journal.
+        model: The name of the model.
+        money: The cost in money, if prices are known.
     """
 
     queries: dict[str, QueryCost] = field(default_factory=dict)
@@ -61,16 +69,16 @@ class RunCost(CallTotals):
 
     @property
     def rounds(self) -> float:
-        """The mean number of rounds per query that needed a call."""
+        """The mean number of rounds per query with calls."""
         return sum(query.rounds for query in self.queries.values()) / len(self.queries)
 
     @property
     def unranked(self) -> int:
-        """Windows without a usable answer."""
+        """The number of windows without a usable answer."""
         return sum(query.unranked_windows for query in self.queries.values())
 
     def trace_command(self, query_id: str) -> str | None:
-        """Return the command that shows all prompts and answers of a query; None if there are none."""
+        """Return the command that shows all prompts and answers of a query; None if the query has no calls."""
         if query_id not in self.queries:
             return None
         run_option = ["--run", self.run] if self.run else []
@@ -83,13 +91,12 @@ def read_query_costs(
     run: str,
     measure_window: Callable[[WindowRecord, Mapping[str, float]], float] = lambda _, seconds: sum(seconds.values()),
 ) -> Iterator[QueryCost]:
-    """Yield the cost of each query of a run that needed a call, by query id.
+    """Yield the cost of each query with calls of a run, ordered by query id.
 
     Args:
         journal: The journal.
         run: The name of the run.
-        measure_window: Returns how long a window takes, given the seconds of its calls by key. The default is their
-            sum.
+        measure_window: Returns the seconds of a window, given the seconds of its calls by key (default: their sum).
     """
     for query_id, query_records in groupby(journal.windows(run), key=lambda record: record.query_id):
         cost = QueryCost(query_id=query_id)
@@ -110,22 +117,22 @@ def read_query_costs(
 
 
 def find_journal(run_file: Path) -> Path | None:
-    """Return the journal of a run that `rank-k rerank` wrote, if it is in its usual place."""
+    """Return the journal next to a run file, where `rank-k rerank` writes it by default; None if there is none."""
     journal_file = run_file.with_name(run_file.name + ".journal.sqlite")
     return journal_file if journal_file.is_file() else None
 
 
 def read_run_cost(journal_file: Path, run_file: Path) -> RunCost | None:
-    """Return the cost of the run in `run_file`; None if it needed no call.
+    """Return the cost of the run in `run_file`; None if it has no calls.
 
-    Of several runs in the journal, this is the last one that wrote a file of this name, or else the last one.
+    If the journal has several runs, this is the last one that wrote a file of this name, or else the last run.
 
     Raises:
         InputError: If there is no such journal.
         JournalError: If the file is not a journal.
     """
     if not journal_file.is_file():
-        raise InputError(f"there is no journal {journal_file}", "name the file that rank-k rerank --journal wrote")
+        raise InputError(f"there is no journal {journal_file}", "give the file that rank-k rerank --journal wrote")
     with closing(Journal(journal_file, read_only=True)) as journal:
         runs = journal.runs()
         if not runs:

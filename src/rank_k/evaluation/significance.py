@@ -1,7 +1,7 @@
-"""Is one run better than another? Differences paired by query: an interval, two tests, a correction for many.
+"""Statistics of differences between runs, paired by query: intervals, two tests, and a correction for many tests.
 
-This module knows neither measures nor runs: it takes values by query id and returns numbers. All resampling starts
-from one seed, so that the same values give the same numbers on every machine.
+All functions take values by query id. Resampling starts from a fixed seed, so the same values give the same results on
+every machine.
 """
 
 from __future__ import annotations
@@ -23,25 +23,32 @@ Floats: TypeAlias = "NDArray[np.float64]"
 
 CONFIDENCE_LEVEL = 0.95
 SIGNIFICANCE_LEVEL = 0.05
-"""Reports call a difference significant up to this corrected p value; the usual convention, not more."""
+"""Reports call a difference significant if its corrected p value is at most this conventional level."""
 
 RESAMPLES = 10_000
 SEED = 0
 
 NO_DIFFERENCE = 1e-9
-"""A smaller difference comes from rounding, such as a sum taken in another order, and counts as none."""
+"""Smaller differences count as 0, because they come from rounding, for example from sums in another order."""
 
 _BATCH_VALUES = 1 << 20
-"""Numbers drawn at a time, so that memory does not grow with resamples times queries."""
+"""The size of a batch of random numbers, which bounds memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """The differences `ours - baseline` over queries.
+    """Statistics of the differences `ours - baseline` over queries.
 
-    `mean`: of the differences. `standard_error`: of the mean (NaN for a single query). `low`, `high`: the bootstrap
-    interval of the mean. `t_p`, `randomization_p`: two-sided p values, not corrected. `better`, `equal`, `worse`: how
-    many queries gained, stayed, lost.
+    Attributes:
+        mean: The mean difference.
+        standard_error: The standard error of the mean; NaN for a single query.
+        low: The lower end of the 95% bootstrap interval of the mean.
+        high: The upper end of this interval.
+        t_p: The two-sided p value of the t test, not corrected.
+        randomization_p: The two-sided p value of the randomization test, not corrected.
+        better: The number of queries with a gain.
+        equal: The number of queries without a difference.
+        worse: The number of queries with a loss.
     """
 
     mean: float
@@ -64,18 +71,18 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the 95% percentile bootstrap interval of a statistic over queries (Efron and Tibshirani 1993, ch. 13).
 
-    Queries are drawn with replacement 10,000 times; the interval holds the middle 95% of the statistic's values.
-    Draws for which the statistic is NaN are left out. Percentiles rather than BCa: they never lie outside the values,
-    exist where all values are equal or there is but one, and for a mean the correction of BCa is of the order of 1/n,
-    below what is printed.
+    Queries are drawn with replacement 10,000 times, and the interval contains the middle 95% of the resulting values.
+    Draws for which the statistic is NaN are ignored. Unlike BCa intervals, percentile intervals never exceed the range
+    of the values and also exist if all values are equal. For a mean, the correction of BCa is of order 1/n, which is
+    less than the printed precision.
 
     Args:
-        values: One number, or one array, per query; at least one query.
+        values: One number or one array per query, for at least one query.
         statistic: Maps draws, of shape (draws, queries, ...), to one number per draw (default: the mean).
 
     Raises:
-        InputError: There are no values.
-        MissingExtra: numpy is not installed.
+        InputError: If there are no values.
+        MissingExtra: If numpy is not installed.
     """
     np = load("numpy")
     array = np.asarray(values, dtype=float)
@@ -93,25 +100,29 @@ def bootstrap_interval(
 
 
 def paired_difference(ours: Mapping[str, float], baseline: Mapping[str, float]) -> PairedDifference:
-    """Compare `ours` with `baseline`, both `query_id -> value` over the same queries, in any order.
+    """Compare the values of two runs query by query.
 
-    The t test is Student's for the mean difference being zero. The randomization test (Fisher's; Smucker, Allan
-    and Carterette, CIKM 2007) asks how often a mean difference as large arises if a coin decides the sign of each
-    query's difference: over all combinations of signs where there are no more than 10,000, else over 10,000 drawn
-    ones and the observed one, so that p is never 0 (Phipson and Smyth 2010).
+    The t test is Student's paired test. The randomization test (Fisher's; Smucker, Allan and Carterette, CIKM 2007)
+    computes how often a mean difference at least as large occurs if the sign of each query's difference is random. It
+    uses all combinations of signs if there are at most 10,000, and otherwise 10,000 random combinations and the
+    observed one, so that p is never 0 (Phipson and Smyth 2010).
+
+    Args:
+        ours: The values of one run: query id -> value.
+        baseline: The values of the baseline for the same queries, in any order.
 
     Raises:
-        InputError: The queries are not the same, there are none, or a value is not a finite number.
-        MissingExtra: numpy or scipy is not installed.
+        InputError: If the queries differ, there are none, or a value is not a finite number.
+        MissingExtra: If numpy or scipy is not installed.
     """
     if unmatched_ids := ours.keys() ^ baseline.keys():
         raise InputError(
-            f"{len(unmatched_ids)} queries have a value on one side only, for one {min(unmatched_ids)}",
-            "evaluate both runs by the same judgments",
+            f"{len(unmatched_ids)} queries have a value in one run only, for example {min(unmatched_ids)}",
+            "evaluate both runs with the same judgments",
         )
     differences = [ours[query_id] - baseline[query_id] for query_id in sorted(ours)]
     if not all(map(isfinite, differences)):
-        raise InputError("a value that is to be compared is not a finite number", "leave its query or measure out")
+        raise InputError("a value is not a finite number", "leave out its query or its measure")
     differences = [0.0 if abs(value) < NO_DIFFERENCE else value for value in differences]
     low, high = bootstrap_interval(differences)
     np = load("numpy")
@@ -134,11 +145,11 @@ def paired_difference(ours: Mapping[str, float], baseline: Mapping[str, float]) 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p values, in the order given, corrected for their number by Holm's step-down method (1979).
+    """Return the p values, in the order given, corrected for multiple tests by the step-down method of Holm (1979).
 
-    Calling significant what is at most `a` after the correction errs anywhere with probability `a` at most, however
-    the tests depend on each other. The smallest of m p values is multiplied by m, the next by m - 1, and so on; none
-    falls below the one before it.
+    If corrected p values of at most `a` are called significant, the probability of any false positive is at most `a`,
+    whatever the dependence between the tests. The smallest of m p values is multiplied by m, the next by m - 1, and so
+    on, and no corrected value is smaller than the one before it.
     """
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     scaled = (min(1.0, (len(order) - position) * p_values[index]) for position, index in enumerate(order))
@@ -147,7 +158,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _t_test(mean: float, error: float, count: int) -> float:
-    """Return the two-sided p value: 1 for a single query, which proves nothing, and where all differences are zero."""
+    """Return the two-sided p value; 1 for a single query, and if all differences are zero."""
     if count == 1 or mean == 0:
         return 1.0
     if error == 0:
@@ -156,7 +167,7 @@ def _t_test(mean: float, error: float, count: int) -> float:
 
 
 def _randomization_test(differences: Sequence[float]) -> float:
-    """Return the p value of the differences that are not zero: the sign of zero changes nothing."""
+    """Return the p value, given the differences that are not zero. Zeros do not affect it."""
     if len(differences) < 2:
         return 1.0
     np, stats = load("numpy"), load("scipy.stats")

@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial, reduce
 from hashlib import blake2b
 from operator import add
@@ -33,7 +33,16 @@ Grades = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """The errors of a judge. Standard deviations and biases are in grades.
+    """The errors of a judge. `sd`, `position_bias` and `tie_gap` are in grades, the other fields are fractions.
+
+    A noise is stated for a scale of grades and scaled to other judgments (`scaled_to`): the range from grade 0 to the
+    highest grade stands for the same difference in relevance on every scale, and a judge errs by the same fraction of
+    it. The three fields in grades are therefore multiplied by the ratio of the highest grades. The presets, which are
+    stated for grades 0 to 3, have a third of their size on binary judgments. A highest grade above 3 counts as 3.
+
+    On binary judgments this judge is optimistic where many passages are almost relevant. If TREC DL 2019 is judged by
+    two grades (2 and 3 are relevant), a factor of 0.50 to 0.53 in place of 1/3 keeps nDCG@10 unchanged
+    (`python -m benchmarks.calibrate_noise --binary`).
 
     Attributes:
         sd: Standard deviation of the sum of the three errors of one passage in one answer.
@@ -47,6 +56,8 @@ class Noise:
         malformed: Fraction of malformed answers at 20 passages; it is proportional to the window. Of these, 40% hold no
             order, 40% are truncated, and 20% omit passages.
         query_spread: Sigma of the lognormal factor by which queries differ in `sd`.
+        highest_grade: The highest grade, from 1 to 3, of the scale that the noise is stated for (default: 0, which
+            means that the noise applies to every scale unchanged).
     """
 
     sd: float = 0.0
@@ -59,14 +70,34 @@ class Noise:
     tie_gap: float = 0.0
     malformed: float = 0.0
     query_spread: float = 0.0
+    highest_grade: int = 0
+
+    def scaled_to(self, highest_grade: int) -> Noise:
+        """Return the same noise for judgments with this highest grade, from 1 to 3."""
+        if not self.highest_grade:
+            return self
+        factor = highest_grade / self.highest_grade
+        return replace(
+            self,
+            sd=self.sd * factor,
+            position_bias=self.position_bias * factor,
+            tie_gap=self.tie_gap * factor,
+            highest_grade=highest_grade,
+        )
+
+
+def highest_grade(grades: Grades) -> int:
+    """Return the highest grade of the judgments, limited to the range from 1 to 3, as `Noise` counts it."""
+    highest = max((grade for query_grades in grades.values() for grade in query_grades.values()), default=1)
+    return min(max(highest, 1), 3)
 
 
 PRESETS = {
     "none": Noise(),
-    "strong": Noise(0.94, 0.92, 0.04, 0.04, 0.3, 0.35, 0.1, 0.05, 0.02, 0.3),
-    "weak": Noise(1.6, 0.60, 0.10, 0.30, 0.6, 0.35, 0.1, 0.05, 0.06, 0.3),
+    "strong": Noise(0.94, 0.92, 0.04, 0.04, 0.3, 0.35, 0.1, 0.05, 0.02, 0.3, highest_grade=3),
+    "weak": Noise(1.6, 0.60, 0.10, 0.30, 0.6, 0.35, 0.1, 0.05, 0.06, 0.3, highest_grade=3),
 }
-"""`strong` errs like today's best reasoning models, `weak` like small ones.
+"""`strong` errs like today's best reasoning models, `weak` like small ones. Both are stated for grades from 0 to 3.
 
 With the shape of `strong`, strategies differ from each other as they did with five language models (the published
 comparison of BlitzRank, table 3); the shape of `weak` is an assumption. Their `sd` is that at which sliding windows of
@@ -80,7 +111,7 @@ class SimulatedModel:
 
     Args:
         grades: The judgments. Unjudged passages have grade 0.
-        noise: How the judge errs, or the name of a preset.
+        noise: How the judge errs, or the name of a preset. It is scaled to the highest grade of `grades`.
         seed: The seed of all errors. Another seed simulates another judge.
         context_length: The context length in tokens.
     """
@@ -91,11 +122,13 @@ class SimulatedModel:
         self, grades: Grades, noise: Noise | str = "none", *, seed: int = 0, context_length: int = 32_768
     ) -> None:
         self._grades = grades
-        self.noise = PRESETS[noise] if isinstance(noise, str) else noise
+        unscaled_noise = PRESETS[noise] if isinstance(noise, str) else noise
+        self.noise = unscaled_noise.scaled_to(highest_grade(grades))
         self._seed = seed
         self.context_length = context_length
         self.capabilities = Capabilities()
-        identity_json = json.dumps([grades, asdict(self.noise), seed], sort_keys=True)
+        noise_fields = {name: value for name, value in asdict(self.noise).items() if name != "highest_grade"}
+        identity_json = json.dumps([grades, noise_fields, seed], sort_keys=True)
         self.identity = f"simulated-{hashlib.sha256(identity_json.encode()).hexdigest()[:16]}"
 
     async def prepare(self) -> None:

@@ -1,4 +1,4 @@
-"""A comparison of runs as one HTML page, for a browser, an appendix or a colleague."""
+"""Render a comparison of runs as one HTML page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rank_k.reports.html import INTERVALS, format_signed, render_template
 
 @dataclass(frozen=True, slots=True)
 class ReportOrigin:
-    """How to reproduce a page: the command, and the judgments that it used."""
+    """How to reproduce a page: the command, and the name of the judgments that it uses."""
 
     command: str
     judgments: str
@@ -29,16 +29,16 @@ def render_report(
     queries: Mapping[str, str] | None = None,
     links: Sequence[tuple[str, str, bool]] = (),
 ) -> str:
-    """Return the page.
+    """Return the HTML page of a comparison.
 
     Args:
-        comparison: The runs.
-        origin: How the page was made.
-        queries: The texts of queries, by id, where they are known.
-        links: Path and title of other pages, where this is one of several, and whether it is this one.
+        comparison: The compared runs.
+        origin: How to reproduce the page.
+        queries: The texts of queries by id (default: none).
+        links: The path and the title of each page of the navigation, and whether it is this page (default: none).
 
     Raises:
-        MissingExtra: jinja2 or matplotlib is not installed.
+        MissingExtra: If jinja2 or matplotlib is not installed.
     """
     count = len(comparison.runs)
     names = _short_names(comparison)
@@ -56,14 +56,14 @@ def render_report(
 
 
 def _short_names(comparison: RunComparison) -> dict[str, str]:
-    """Return the runs' names for figures: without folders, where that is enough to distinguish the runs."""
+    """Return the names of runs for figures: without folders, unless two runs have the same file name."""
     base_names = {run.name: run.name.rpartition("/")[2] for run in comparison.runs}
     counts = Counter(base_names.values())
     return {name: base_name if counts[base_name] == 1 else name for name, base_name in base_names.items()}
 
 
 def _cost_figures(comparison: RunComparison, names: Mapping[str, str]) -> list[Figure]:
-    """Draw quality against each kind of cost that there was."""
+    """Draw quality against each kind of cost that is not zero everywhere."""
     measure = comparison.primary_measure
     runs_with_cost = [(run, run.cost) for run in comparison.runs if run.cost is not None]
     costs_by_label = {
@@ -78,7 +78,6 @@ def _cost_figures(comparison: RunComparison, names: Mapping[str, str]) -> list[F
                 for (run, _), x in zip(runs_with_cost, costs, strict=True)
             ],
             title=f"{measure} against {label}",
-            caption=f"{measure} against {label}.",
             x_label=label,
             y_label=measure,
         )
@@ -88,7 +87,7 @@ def _cost_figures(comparison: RunComparison, names: Mapping[str, str]) -> list[F
 
 
 def _bar_figures(comparison: RunComparison, names: Mapping[str, str]) -> list[Figure]:
-    """Draw the gains and losses of each compared run, all on one scale."""
+    """Draw the gains and losses of each compared run. All figures have the same scale."""
     compared_runs = [(run, names[run.name], comparison.changes(run)) for run in comparison.compared_runs]
     differences = [change.difference for _, _, changes in compared_runs for change in changes]
     figures = []
@@ -111,7 +110,7 @@ def _bar_figures(comparison: RunComparison, names: Mapping[str, str]) -> list[Fi
 
 
 def _reproduction_facts(origin: ReportOrigin, comparison: RunComparison) -> list[tuple[str, str]]:
-    """Return what is needed to make the page again."""
+    """Return the names and values that are needed to reproduce the page."""
     packages = ("ir-measures", "pytrec-eval-terrier", "numpy", "scipy")
     versions = [
         f"Python {platform.python_version()}",

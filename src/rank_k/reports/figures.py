@@ -1,4 +1,4 @@
-"""Plots by matplotlib: SVG documents in a light and a dark theme. The same data gives the same bytes."""
+"""Plots by matplotlib as SVG documents in a light and a dark theme. The same data give the same bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rank_k.optional_deps import load
 from rank_k.reports.html import escape_control_characters, format_integer
 
 WIDTH, HEIGHT = 420, 270
-"""Size of a figure in points, which are CSS pixels where it is shown in its own size; a legend adds to the height."""
+"""The size of a figure in points, which are CSS pixels at its natural size. A legend adds to the height."""
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -35,7 +35,7 @@ _STYLE = {
 
 
 def _theme(ink: str, soft: str, rule: str, *series: str) -> dict[str, str]:
-    """Return a theme: the color of texts, of axes, of grid lines, and the colors C0, C1, ... of series."""
+    """Return a theme: the colors of text, axes and grid lines, and the colors C0, C1, ... of series."""
     return {
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor", "lines.color"), ink),
         **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), soft),
@@ -48,28 +48,33 @@ THEMES = {
     "light": _theme("#1c2128", "#59636e", "#d8dde3", "#1f62b0", "#b4472c", "#17795a", "#8a4aa8", "#8f6a00", "#59636e"),
     "dark": _theme("#e4e8ed", "#a0aab6", "#333b45", "#7fb3f0", "#f0937a", "#5cc79f", "#c79be0", "#d9b44a", "#a0aab6"),
 }
-"""The colors of the page (`templates/page.css`) in each of its color schemes."""
+"""The themes of figures, with the colors of both color schemes of the page (`templates/page.css`)."""
 
 _LOSS, _GAIN = "C1", "C2"
 _COLORS = 6
-"""Colors of series in each theme."""
+"""The number of colors of series in each theme."""
 
 _MARKERS = "os^DvP"
 
 _LOGARITHMIC_FROM_RATIO = 20
-"""From this ratio of the largest to the smallest cost, the axis is logarithmic."""
+"""The ratio of the largest to the smallest cost from which the axis is logarithmic."""
 
 _MAX_NAMED_BARS = 40
-"""The names of more bars do not fit: they are drawn as one area."""
+"""The names of more bars do not fit: the bars are drawn as one area, and only the names at both ends are shown."""
 
-_LEGEND_LABEL, _BAR_LABEL = 52, 22
-"""Maximum characters of a name in a figure; the page's tables have the whole."""
+_NAMED_EXTREMES = 3
+"""How many names are shown at each end then."""
+
+_LEGEND_LABEL, _BAR_LABEL, _EXTREME_LABEL = 52, 22, 12
+"""The maximum number of characters of names in figures. The tables of the page have the full names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A plot in both themes, as SVG documents. `title` and `description` are its text alternative, `caption` is shown
-    below it."""
+    """A plot in both themes, as SVG documents.
+
+    `title` and `description` are its text alternative. `caption` is shown below it unless it is empty.
+    """
 
     title: str
     description: str
@@ -80,7 +85,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A dot. `y_interval`: where its error bar ends. Points of one `series` share their color."""
+    """A point of a scatter plot. `y_interval` is the range of its error bar. Points of one `series` share a color."""
 
     name: str
     x: float
@@ -90,7 +95,10 @@ class Point:
 
 
 def pareto_set(points: Sequence[Point]) -> list[bool]:
-    """Return which points no other beats: none has as little `x` and as much `y`, and less or more of one of them."""
+    """Return which points are on the Pareto set: no other point is at least as good in `x` and `y` and better in one.
+
+    Less `x` (cost) and more `y` (quality) are better.
+    """
     return [
         not any(
             other.x <= point.x and other.y >= point.y and (other.x, other.y) != (point.x, point.y) for other in points
@@ -103,29 +111,29 @@ def scatter(
     points: Sequence[Point],
     *,
     title: str,
-    caption: str,
     x_label: str,
     y_label: str,
+    caption: str = "",
     connect_series: bool = False,
     pareto_mask: Sequence[bool] | None = None,
 ) -> Figure:
-    """Draw quality (`y`, more is better) against cost (`x`, less is better); the description lists the points.
+    """Draw quality (`y`, more is better) against cost (`x`, less is better). The description lists the points.
 
-    Points on the Pareto set are filled and joined by a dashed line, the others are hollow. The legend has the points
-    that have a name. Costs that differ much have a logarithmic axis.
+    Points on the Pareto set are filled and joined by a dashed line; the others are hollow. The legend lists the points
+    with a name. If costs differ by a factor of 20 or more, their axis is logarithmic.
 
     Args:
         points: At least one.
         title: The title in the text alternative.
-        caption: The text below the figure.
         x_label: What the cost is.
         y_label: What the quality is.
+        caption: The text below the figure (default: none). The axes are labeled, so it need not repeat them.
         connect_series: Join the points of each series, in the order given, by a line (default: False).
         pareto_mask: Which points are on the Pareto set (default: computed from `points`).
 
     Raises:
-        InputError: There are no points.
-        MissingExtra: matplotlib is not installed.
+        InputError: If there are no points.
+        MissingExtra: If matplotlib is not installed.
     """
     if not points:
         raise InputError("there are no points to draw", "give at least one")
@@ -186,37 +194,57 @@ def bars(
     *,
     title: str,
     description: str,
-    caption: str,
     y_label: str,
+    caption: str = "",
     y_range: tuple[float, float] = (0.0, 0.0),
 ) -> Figure:
-    """Draw a bar up or down for each (name, value), in the order given.
+    """Draw a bar up or down for each value, in the order given.
 
-    `y_range`: what the axis must reach at least, for figures that are compared. Raises `InputError` where there is
-    nothing to draw, `MissingExtra`.
+    Up to 40 bars are labeled with their names. Of more bars, only the names at both ends are shown.
+
+    Args:
+        values: The name and the value of each bar, at least one.
+        title: The title in the text alternative.
+        description: The description in the text alternative.
+        y_label: What the values are.
+        caption: The text below the figure (default: none).
+        y_range: A range that the axis includes, so that several figures have the same scale (default: 0 only).
+
+    Raises:
+        InputError: If there are no values.
+        MissingExtra: If matplotlib is not installed.
     """
     if not values:
         raise InputError("there are no bars to draw", "give at least one value")
     names, heights = zip(*values, strict=True)
     count = len(values)
     lowest, highest = min(0.0, y_range[0], *heights), max(0.0, y_range[1], *heights)
-    margin = 0.06 * (highest - lowest) or 0.05
+    labels = [_label(name, _BAR_LABEL) for name in names]
+    size = min(12, 330 / count)
+    are_too_wide = max(map(len, labels)) * 0.55 * size > (WIDTH - 50) / count  # a character is about 0.55 em wide
 
     def draw(axes: Any) -> None:
         if count > _MAX_NAMED_BARS:
             axes.stairs([max(height, 0.0) for height in heights], fill=True, color=_GAIN)
             axes.stairs([min(height, 0.0) for height in heights], fill=True, color=_LOSS)
             axes.set_xticks([])
+            gains = [name for name, height in values if height > 0][:_NAMED_EXTREMES]
+            losses = [name for name, height in values if height < 0][-_NAMED_EXTREMES:]
+            for corner, horizontal, vertical, side, extremes in (
+                (0.97, "right", "top", "leftmost", gains),
+                (0.03, "left", "bottom", "rightmost", losses),
+            ):
+                if extremes:
+                    text = f"{side}: {', '.join(_label(name, _EXTREME_LABEL) for name in extremes)}"
+                    axes.text(corner, corner, text, transform=axes.transAxes, ha=horizontal, va=vertical, fontsize=10)
         else:
             axes.bar(range(count), heights, color=[_GAIN if height > 0 else _LOSS for height in heights])
-            rotation, size = (90 if count > 6 else 0), min(12, 330 / count)
-            axes.set_xticks(
-                range(count), [_label(name, _BAR_LABEL) for name in names], rotation=rotation, fontsize=size
-            )
+            axes.set_xticks(range(count), labels, rotation=90 if are_too_wide else 0, fontsize=size)
         axes.axhline(0, linewidth=1)
         axes.grid(axis="x", visible=False)
-        axes.set(title=y_label, ylim=(lowest - margin, highest + margin))
         axes.locator_params(axis="y", nbins=5)
+        ticks = axes.yaxis.get_major_locator().tick_values(lowest, highest)
+        axes.set(title=y_label, ylim=(ticks[0], ticks[-1]))
         axes.tick_params(axis="x", length=0)
         axes.spines["bottom"].set_visible(False)
 

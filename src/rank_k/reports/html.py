@@ -1,8 +1,8 @@
-"""The frame of all reports: one HTML file that loads nothing.
+"""Render reports as single HTML files that load nothing.
 
-Templates extend `page.html.j2` and take their tables and figures from `parts.html.j2`. There is no script. The
-Content-Security-Policy of the page allows its own style sheet, by its hash, and images inside the page. A browser
-refuses everything else, so that nothing in a run, a query or a reasoning trace can do more than be read.
+Templates extend `page.html.j2` and use the tables and figures of `parts.html.j2`. Pages have no scripts. Their
+Content-Security-Policy allows only the style sheet of the page, by its hash, and embedded images. Browsers block
+everything else, so that text of runs, queries and reasoning traces cannot run code or load anything.
 """
 
 from __future__ import annotations
@@ -21,20 +21,25 @@ INTERVALS = f"percentile bootstrap over queries, {RESAMPLES:,} resamples, seed {
 
 
 def stylesheet() -> str:
-    """Return the style sheet of every page."""
+    """Return the style sheet that all pages share."""
     return (files("rank_k.reports") / "templates" / "page.css").read_text(encoding="utf-8")
 
 
 def security_policy() -> str:
-    """Return the Content-Security-Policy of a page, for its `meta` element or a server's header."""
+    """Return the Content-Security-Policy of a page, for its `meta` element or an HTTP header."""
     digest = base64.b64encode(hashlib.sha256(stylesheet().encode()).digest()).decode()
     return f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
 def render_template(template: str, **data: Any) -> str:
-    """Return the page that `template`, a file in `templates/`, makes of `data`. Texts are escaped.
+    """Return a page.
 
-    Raises `MissingExtra` without jinja2.
+    Args:
+        template: The name of a file in `templates/`.
+        **data: The variables of the template. Strings are escaped.
+
+    Raises:
+        MissingExtra: If jinja2 is not installed.
     """
     jinja2 = load("jinja2")
     environment = jinja2.Environment(
@@ -64,12 +69,12 @@ def render_template(template: str, **data: Any) -> str:
 
 
 def svg_uri(svg: str) -> str:
-    """Return an SVG document as the address of an image. Scripts, styles and ids in an image do not reach the page."""
+    """Return an SVG document as a data URI. As an image, it cannot affect the page by scripts, styles or ids."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
 def escape_control_characters(text: str) -> str:
-    """Return `text` as XML and UTF-8 can hold it: control characters and undecodable bytes are written as escapes."""
+    """Return `text` with control characters and undecodable bytes escaped, as XML and UTF-8 require."""
     return "".join(
         character.encode("unicode_escape").decode()
         if (unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n") or character in "\ufffe\uffff"
@@ -82,7 +87,7 @@ def escape_control_characters(text: str) -> str:
 
 
 def format_signed(number: float) -> str:
-    """Return a number with its sign; the minus sign is as wide as the plus."""
+    """Return a number with four decimals, its sign, and a typographic minus."""
     written = f"{number:+.4f}"
     return "0.0000" if float(written) == 0 else written.replace("-", "−")
 
@@ -96,5 +101,5 @@ def format_share(number: float | None, decimals: int = 1) -> str:
 
 
 def format_integer(number: float) -> str:
-    """Return a number with a decimal where it is small: 1,234 and 2.5."""
+    """Return a number with thousands separators, and with one decimal if it is small and not whole."""
     return f"{number:,.0f}" if number >= 100 or number == int(number) else f"{number:,.1f}"

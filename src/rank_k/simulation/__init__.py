@@ -1,1 +1,1 @@
-"""Strategies on simulated judges: plan before paying for calls."""
+"""Run strategies on simulated judges, to plan a run before paying for calls."""

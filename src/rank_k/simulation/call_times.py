@@ -1,7 +1,7 @@
-"""How long a run takes if calls take a given time: a discrete-event simulation of the engine's scheduling.
+"""Estimate how long a run takes if calls take a given time, by a discrete-event simulation of the scheduler.
 
-Queries are opened in input order, a bounded number at a time. The next call is for the query with the most windows
-left; among equals, the earlier query comes first. A query's next round starts when its last one is complete.
+Queries start in input order, with a bounded number open at a time. The next call is for the open query with the most
+remaining windows; ties go to the earlier query. The next round of a query starts when its current round is complete.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rank_k.simulation.replay import RoundSizes
 
 
 class PendingRound(NamedTuple):
-    """A round of calls: the seconds that each takes, and the windows of the query that were left before it."""
+    """A round of a query: the seconds of each call, and the number of windows that remained before the round."""
 
     seconds: Sequence[float]
     remaining_windows: int = 0
@@ -36,10 +36,12 @@ class Call(NamedTuple):
 
 
 def scheduled(queries: Iterable[Iterator[PendingRound]], concurrency: int) -> Iterator[Call]:
-    """Yield the calls of all queries in the order of their start, `concurrency` at a time.
+    """Yield the calls of all queries in the order of their start, with `concurrency` calls in flight.
 
-    `queries` is read lazily, and so is each query's next round: while a call is yielded, the iterator of its query has
-    yielded the round of the call, and no later one.
+    Args:
+        queries: The rounds of each query. Queries and rounds are read lazily: when a call is yielded, the iterator of
+            its query has yielded the round of this call and no later round.
+        concurrency: The maximum number of calls in flight.
     """
     unopened = enumerate(queries)
     rounds: dict[int, Iterator[PendingRound]] = {}
@@ -83,10 +85,17 @@ def makespan(queries: Iterable[Iterable[PendingRound]], concurrency: int) -> flo
 
 @dataclass(frozen=True, slots=True)
 class CallTime:
-    """The seconds of a call with w passages: `fixed + per_passage * w` on average.
+    """The duration of a call with w passages: `fixed + per_passage * w` seconds on average.
 
-    Calls differ by a lognormal factor of mean 1; `spread` is the standard deviation of its logarithm.
-    Raises `InputError` if a time is negative, or if all times are zero.
+    The duration of each call is multiplied by a lognormal random factor with mean 1.
+
+    Attributes:
+        fixed: Seconds that do not depend on the window.
+        per_passage: Seconds per passage of the window (default: 0).
+        spread: The standard deviation of the logarithm of the factor (default: 0).
+
+    Raises:
+        InputError: If a value is negative or not finite, or if all calls would take no time.
     """
 
     fixed: float
@@ -97,22 +106,26 @@ class CallTime:
         are_valid = all(0 <= number < inf for number in (self.fixed, self.per_passage, self.spread))
         if not are_valid or self.fixed + self.per_passage <= 0:
             raise InputError(
-                f"a call cannot take {self.fixed:g}+{self.per_passage:g}w seconds with spread {self.spread:g}",
+                f"a call cannot take {self.fixed:g}+{self.per_passage:g}w seconds with a spread of {self.spread:g}",
                 "give seconds above 0, such as 20+2.5w, and a spread of at least 0",
             )
 
     @classmethod
     def parse(cls, text: str, spread: float = 0.0) -> CallTime:
-        """Return the time written as "45" (every call), "20+2.5w" (w passages) or "3w". Raises `InputError`."""
+        """Return the duration that `text` describes: "45", "20+2.5w" or "3w", with w for the number of passages.
+
+        Raises:
+            InputError: If `text` has another form.
+        """
         number = r"(\d+\.?\d*|\.\d+)"
         match = re.fullmatch(rf"\s*(?:{number}(?:\s*\+\s*{number}w)?|{number}w)\s*", text)
         if match is None:
-            raise InputError(f"{text!r} is no time of a call", "write seconds such as 45, or 20+2.5w (w: passages)")
+            raise InputError(f"invalid duration of calls {text!r}", "write seconds: 45, or 20+2.5w for w passages")
         fixed, per_passage, passage_only = (float(part or 0) for part in match.groups())
         return cls(fixed, per_passage + passage_only, spread)
 
     def draw_seconds(self, rounds: Sequence[RoundSizes], seed: str) -> list[PendingRound]:
-        """Return `rounds` of a query with the seconds of their calls. The same seed gives the same seconds."""
+        """Return the rounds of a query with random durations of their calls, determined by `seed`."""
         random = Random(seed)
 
         def draw(passages: int) -> float:
@@ -123,14 +136,20 @@ class CallTime:
 
 
 class Seconds(NamedTuple):
-    """Expected seconds. `query`: of one query alone, the mean over queries; `run`: of all queries together."""
+    """Expected seconds: of a query that runs alone (the mean over queries), and of the complete run."""
 
     query: float
     run: float
 
 
 def expected(plays: Sequence[Sequence[Sequence[RoundSizes]]], call_time: CallTime, concurrency: int) -> Seconds:
-    """Return the seconds at a concurrency of `concurrency`, the mean over `plays` (each: the rounds of every query)."""
+    """Return the expected seconds.
+
+    Args:
+        plays: For each simulated judge, the rounds of every query.
+        call_time: The duration of calls.
+        concurrency: The maximum number of calls in flight, at least 1.
+    """
     query_seconds: list[float] = []
     run_seconds: list[float] = []
     for number, play in enumerate(plays):

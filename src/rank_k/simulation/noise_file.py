@@ -1,8 +1,8 @@
-"""Noise by name, or from a JSON file with the fields of `Noise` and their provenance under "how":
+"""Noise by the name of a preset, or from a JSON file with the fields of `Noise`, and their origin under "how":
 
     {"sd": 1.1, "persistent": 0.9, "fresh": 0.1, "how": "..."}
 
-Missing fields are 0 (`persistent` 1), as in `Noise`. `rank-k journal fit-noise` writes such files.
+Missing fields have the defaults of `Noise`: 0, and 1 for `persistent`. `rank-k journal fit-noise` writes such files.
 """
 
 from __future__ import annotations
@@ -27,19 +27,28 @@ _FRACTION_FIELDS = (*_SHARE_FIELDS, "middle", "malformed")
 
 
 def noise_by_name(name: str) -> Noise:
-    """Return the preset called `name`, or the noise in the file at that path. Raises `InputError`."""
+    """Return the preset called `name`, or the noise in the file with this path.
+
+    Raises:
+        InputError: If there is neither a preset nor a file of this name, or the file is invalid.
+    """
     if name in PRESETS:
         return PRESETS[name]
     path = Path(name)
     if not path.exists():
         suggestions = get_close_matches(name, PRESETS, n=1)
         hint = f"did you mean {suggestions[0]}? " if suggestions else ""
-        raise InputError(f"there is no noise {name!r}", f"{hint}write {', '.join(PRESETS)} or a file's path")
+        raise InputError(f"there is no noise {name!r}", f"{hint}write {', '.join(PRESETS)} or the path of a noise file")
     return read_noise(path)
 
 
 def read_noise(path: Path) -> Noise:
-    """Return the noise in a file. Raises `FormatError` if the file does not describe the noise of a judge."""
+    """Return the noise in a file.
+
+    Raises:
+        InputError: If the file cannot be read.
+        FormatError: If it is not JSON, or a field is unknown or out of range.
+    """
     reader = TableReader(path)
     expected = 'JSON such as {"sd": 1.1, "persistent": 0.9, "fresh": 0.1}'
     with open_compressed(path, expected) as stream:
@@ -57,5 +66,5 @@ def read_noise(path: Path) -> Noise:
 
 
 def noise_to_json(noise: Noise, provenance: Mapping[str, Any]) -> str:
-    """Return the text of a file that `read_noise` reads."""
+    """Return the content of a noise file, which `read_noise` reads."""
     return json.dumps({**asdict(noise), PROVENANCE_KEY: provenance}, indent=2) + "\n"

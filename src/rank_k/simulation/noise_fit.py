@@ -1,21 +1,23 @@
-"""How a model errs, estimated from its answers and from judgments: the `Noise` of a judge that errs like it.
+"""Estimate the errors of a model from its answers and from judgments, as the `Noise` of a simulated judge.
 
 The statistical model is that of `SimulatedModel`: the perceived relevance of a passage in one answer is its grade plus
 three independent normal errors (persistent, composition, fresh) plus the effects of presentation, and the answer is the
-order of perceived relevance. An answer says of two passages which one came first, so everything is estimated from
-pairs (Thurstone 1927, case V):
+order of perceived relevance. An answer orders every two of its passages, so all parameters are estimated from pairs
+(Thurstone 1927, case V):
 
 - The higher grade comes first with probability P(z < (difference of grades - middle + bias) / spread of the
   difference). A probit regression on grades and positions gives `sd`, `position_bias` and `middle`.
 - Two answers about a pair of equal grade agree more often, the more of the error they share (the orthant probability of
   two correlated normals; without bias 1/2 + arcsin(r) / pi, Sheppard 1899). Answers about the same window share all but
-  the fresh error; answers about different windows share the persistent error and part of the composition error. The
-  shares are those at which the expected agreement is the observed one.
-- `malformed` is counted. `tie_gap` is the gap at which a judge with the other estimates ties as many passages.
+  the fresh error. Answers about different windows share the persistent error and part of the composition error. The
+  fitted shares are those for which the expected agreement equals the observed agreement.
+- `malformed` is the observed rate. `tie_gap` is the gap at which a judge with the other estimates ties as many
+  passages.
 
-Only passages that no earlier round showed are compared (see `rank_k.simulation.observations`), and only the first two
-samples of a window. Whatever the answers do not determine keeps its value in the preset "strong" and is reported.
-Standard errors take queries as the units (a sandwich estimate); those of the shares take `sd` and the biases as known.
+Only passages that no earlier round presented are compared (see `rank_k.simulation.observations`), and only the first
+two samples of a window. Parameters that the answers do not determine keep their values of the preset "strong" and are
+reported. Standard errors are clustered by query (a sandwich estimate). Those of the shares treat `sd` and the biases as
+known.
 """
 
 from __future__ import annotations
@@ -28,15 +30,15 @@ from typing import Any
 
 from rank_k.errors import InputError
 from rank_k.evaluation.significance import Floats
-from rank_k.models.simulated import PRESETS, Grades, Noise, SimulatedModel, group_ties
+from rank_k.models.simulated import PRESETS, Grades, Noise, SimulatedModel, group_ties, highest_grade
 from rank_k.optional_deps import load
 from rank_k.simulation.observations import Observation
 
 DEFAULT = PRESETS["strong"]
-"""The values that fields keep if the answers do not determine them."""
+"""The values of parameters that the answers do not determine."""
 
 _REGULAR_SAMPLES = 2
-"""Samples that every window has. Later ones are taken only where these disagree, so they are not a random sample."""
+"""The samples that every window has. Later ones are requested only if these disagree, so they are not random."""
 
 _MIN_AGREEMENTS = 200
 """The fewest comparisons of two answers from which a share is estimated."""
@@ -44,7 +46,16 @@ _MIN_AGREEMENTS = 200
 
 @dataclass(frozen=True, slots=True)
 class NoiseFit:
-    """A fitted noise. `errors`: standard errors of estimated fields. `assumed`: why other fields have their values."""
+    """A fitted noise.
+
+    Attributes:
+        noise: The noise, in the grades of the judgments.
+        errors: The standard errors of estimated fields, by name.
+        assumed: For each field that is not estimated, where its value comes from.
+        queries: The number of judged queries.
+        observations: The number of answers.
+        comparisons: The number of compared pairs of passages.
+    """
 
     noise: Noise
     errors: Mapping[str, float]
@@ -55,20 +66,23 @@ class NoiseFit:
 
 
 def fit_noise(observations: Sequence[Observation], grades: Grades) -> NoiseFit:
-    """Return the noise of the judge that most likely gave these answers, if passages are worth their grades.
+    """Return the maximum-likelihood estimate of the noise of a model, given judgments.
 
     Args:
-        observations: The answers. Those about queries without judgments are left out.
+        observations: The answers. Those for queries without judgments are ignored.
         grades: The judgments. Unjudged passages have grade 0.
 
+    Returns:
+        The noise, its standard errors and the assumptions.
+
     Raises:
-        InputError: If no window compares passages of different grades, or the answers contradict the judgments.
-        MissingExtra: Without numpy and scipy.
+        InputError: If no window compares passages of different grades, or the answers are unrelated to the judgments.
+        MissingExtra: If numpy or scipy is not installed.
     """
     judged = [observation for observation in observations if observation.query_id in grades and observation.doc_ids[1:]]
     if not judged:
         raise InputError(
-            "none of the windows compares passages of a judged query", "give the qrels of the collection asked"
+            "no window compares passages of a judged query", "give the qrels of the collection that was reranked"
         )
     regular: dict[str, list[Observation]] = {}
     for observation in judged:
@@ -76,10 +90,10 @@ def fit_noise(observations: Sequence[Observation], grades: Grades) -> NoiseFit:
             regular.setdefault(observation.query_id, []).append(observation)
     windows_of_20 = sum(len(observation.doc_ids) for observation in judged) / 20
     malformed = sum(not observation.is_complete for observation in judged) / windows_of_20
-    noise = replace(DEFAULT, malformed=min(malformed, 1.0), tie_gap=0.0)
+    noise = replace(DEFAULT, malformed=min(malformed, 1.0), tie_gap=0.0, highest_grade=highest_grade(grades))
     assumed = {
-        "growth": "as in strong: the windows do not tell error by size apart",
-        "query_spread": "as in strong: the difference between queries is not told apart from chance",
+        "growth": "as in strong: not estimated from the sizes of windows",
+        "query_spread": "as in strong: not estimated from the differences between queries",
     }
     noise, errors, comparisons = _fit_level(regular, grades, noise)
     noise = _fit_shares(regular, grades, noise, errors, assumed)
@@ -106,7 +120,7 @@ def _fit_level(
     design, window_size, outcomes = columns[:, :3], columns[:, 3], columns[:, 4]
     if not design[:, 0].any():
         raise InputError(
-            "no window compares two passages of different grades", "the noise cannot be told from these judgments"
+            "no window compares two passages of different grades", "give judgments with more passages of these queries"
         )
     design = design / np.sqrt(2 * _error_variance(noise, window_size))[:, None]  # the spread for an sd of 1
     coefficients = np.array([1.0, 0.0, 0.0])
@@ -121,7 +135,7 @@ def _fit_level(
             break
     if not coefficients[0] > 1e-3:
         raise InputError(
-            "the answers have nothing to do with the judgments", "check that the qrels belong to the collection asked"
+            "the answers are unrelated to the judgments", "give the qrels of the collection that was reranked"
         )
     score_by_query = np.stack([np.bincount(query_index, column, len(pairs)) for column in score.T], axis=1)
     deviations = score_by_query @ np.linalg.inv(information)
@@ -181,19 +195,20 @@ def _fit_shares(
     errors: dict[str, float],
     assumed: dict[str, str],
 ) -> Noise:
-    """Fit the shares of the three errors; add their standard errors to `errors`, and what is assumed to `assumed`."""
+    """Return `noise` with fitted shares of the three errors. Adds to `errors` and `assumed`."""
     same_window, other_window = _collect_agreements(queries, grades)
     shares = {"fresh": DEFAULT.fresh, "mix": DEFAULT.composition / (DEFAULT.composition + DEFAULT.persistent)}
     share_errors: dict[str, float] = {}
-    for _ in range(4):  # each is fitted with the present value of the other
+    for _ in range(4):  # each share is fitted with the current value of the other
         for name, agreements in (("fresh", same_window), ("mix", other_window)):
             if agreements is not None:
                 shares[name], share_errors[name] = _match_agreement(agreements, noise, shares, name)
     if same_window is None:
-        assumed["fresh"] = "as in strong: hardly a window was asked twice (--samples 3 would tell)"
+        assumed["fresh"] = "as in strong: too few windows have two samples (rerank with --samples 3 to estimate it)"
     if other_window is None:
         assumed["composition"] = (
-            "to persistent as in strong: hardly a pair met again in other company (--preset thorough would tell)"
+            "ratio to persistent as in strong: too few pairs appear in several windows"
+            " (rerank with --preset thorough to estimate it)"
         )
     else:
         share_errors["composition"] = (1 - shares["fresh"]) * share_errors.pop("mix")
@@ -264,7 +279,7 @@ def _match_agreement(agreements: Floats, noise: Noise, shares: Mapping[str, floa
 
 
 def _expected_agreement(agreements: Floats, noise: Noise) -> Floats:
-    """Return how often two answers agree with `noise`, whose errors have a common part and one of their own."""
+    """Return the probability that two answers agree, given `noise`, whose errors they share in part."""
     np, special = load("numpy"), load("scipy.special")
     _, _, first_lead, second_lead, first_size, second_size, shared = agreements.T
     first_variance, second_variance = _error_variance(noise, first_size), _error_variance(noise, second_size)
@@ -284,7 +299,7 @@ def _expected_agreement(agreements: Floats, noise: Noise) -> Floats:
 
 
 def _bisect(is_below: Callable[[float], bool], high: float) -> float:
-    """Return the number between 0 and `high` from which on `is_below` is false."""
+    """Return the smallest number between 0 and `high` for which `is_below` is false."""
     low = 0.0
     for _ in range(20):
         middle = (low + high) / 2
@@ -296,7 +311,7 @@ def _bisect(is_below: Callable[[float], bool], high: float) -> float:
 
 
 def _fit_tie_gap(observations: Sequence[Observation], grades: Grades, noise: Noise) -> float:
-    """Return the gap at which a judge with `noise` ties as many passages of these windows as were tied."""
+    """Return the gap at which a judge with `noise` ties as many passages of these windows as the model did."""
     complete = [observation for observation in observations if observation.is_complete]
     complete = [
         observation for observation in complete if len(observation.unseen) == len(observation.doc_ids)

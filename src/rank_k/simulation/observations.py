@@ -1,7 +1,7 @@
-"""A run's answers as observations of windows, to which a judge's noise is fitted.
+"""The answers of a run as observations, from which the noise of a judge is estimated.
 
-Later windows hold passages that earlier answers put there, so their errors are not a random sample. An observation
-therefore marks the passages that no earlier round showed; only these are compared.
+Earlier answers select the passages of later windows, so the errors in these windows are not a random sample. An
+observation therefore marks the passages that no earlier round presented. Only these are compared.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ from rank_k.window.prompt_builder import presented_order
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One answer about one window.
+    """One answer for one window.
 
-    `doc_ids`: in the order in which the prompt presented them. `unseen`: the passages that no earlier round showed.
+    Attributes:
+        query_id: The query.
+        doc_ids: The passages of the window, in the order in which the prompt presented them.
+        ranking: The parsed answer.
+        unseen: The passages that no earlier round presented.
+        sample: The number of the sample, from 0.
     """
 
     query_id: str
@@ -43,19 +48,21 @@ class Observation:
 
 
 def observations_of(records: Iterable[WindowRecord]) -> list[Observation]:
-    """Return the observations of a run, given its windows by query and round.
+    """Return the observations of a run.
 
-    Windows ranked by query likelihood compare nothing and are left out.
+    Args:
+        records: The windows of the run, ordered by query and round. Windows that were scored by query likelihood are
+            ignored, because the model did not compare their passages.
     """
     observations: list[Observation] = []
     listwise = (record for record in records if record.window.method == "listwise")
     for query_id, query_records in groupby(listwise, key=lambda record: record.query_id):
         earlier_ids: frozenset[str] = frozenset()
         for _, round_records in groupby(query_records, key=lambda record: record.round):
-            shown_ids = earlier_ids
+            presented_ids = earlier_ids
             for record in round_records:
                 window_ids = record.window.doc_ids
-                shown_ids |= set(window_ids)
+                presented_ids |= set(window_ids)
                 # After a sample with two answers, the order in which later samples were presented is unknown.
                 rankings = record.rankings[:1] if record.repairs.get("windows_reasoned") else record.rankings
                 unseen = frozenset(window_ids) - earlier_ids
@@ -63,5 +70,5 @@ def observations_of(records: Iterable[WindowRecord]) -> list[Observation]:
                     Observation(query_id, presented_order(query_id, window_ids, sample), ranking, unseen, sample)
                     for sample, ranking in enumerate(rankings)
                 ]
-            earlier_ids = shown_ids
+            earlier_ids = presented_ids
     return observations

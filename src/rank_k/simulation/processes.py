@@ -1,4 +1,4 @@
-"""Simulate many judges, several at a time in processes."""
+"""Simulate many judges in parallel processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rank_k.strategies.base import Strategy
 from rank_k.types import Run
 
 MIN_QUERIES_FOR_PROCESSES = 2_000
-"""The number of rankings, over all judges and strategies, from which starting processes saves time."""
+"""The number of rankings, over all judges and strategies, from which parallel processes save time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,9 @@ class Simulation:
     Args:
         run: The candidates of each query. A query that it lacks counts as 0.
         grades: The judgments, which the judges know.
-        make_strategies: Returns the strategies by name. It is called in every process, and must be picklable.
-        noise: How the judges err.
-        depth: Candidates to rerank; the others follow in their order.
+        make_strategies: Returns the strategies by name. It is called in every process and must be picklable.
+        noise: The errors of the judges.
+        depth: The number of candidates to rerank. The others follow in their order.
     """
 
     run: Run
@@ -47,14 +47,14 @@ class Simulation:
 def simulate_judges(
     simulation: Simulation, judges: int, on_judge: Callable[[int], object] = lambda done: None
 ) -> dict[str, SimulationTotals]:
-    """Return the totals of each strategy over the judges of seeds 0 to `judges` - 1.
+    """Return the totals of each strategy over the judges with seeds 0 to `judges` - 1.
 
-    Large simulations use a process per core. They end with this call, whatever ends it.
+    Large simulations use a process per core. All processes end with this call, also after an error or Ctrl-C.
 
     Args:
-        simulation: What is simulated.
+        simulation: The strategies and the queries.
         judges: The number of judges.
-        on_judge: Called after each judge with the number of judges that are done.
+        on_judge: Called after each judge with the number of finished judges.
 
     Raises:
         RankKError: If a process dies.

@@ -1,8 +1,7 @@
-"""Run strategies on a simulated judge: their quality and cost, without a model and without waiting.
+"""Run strategies on simulated judges, and compute their quality and cost without calling a model.
 
-A strategy does not depend on what ranks its windows. Here a `SimulatedModel` does, and its answers are parsed like any
-model's. Every seed is another judge, and all strategies meet the same judges. Nothing here reads files or clocks: the
-same arguments give the same numbers.
+A `SimulatedModel` ranks the windows, and its answers are parsed like those of any model. Every seed gives a different
+judge, and all strategies are compared with the same judges. The same arguments give the same numbers.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from rank_k.types import Candidate, Ranking, Round, Run, Window, WindowRanking, 
 from rank_k.window.parsing import parse_ranking
 
 _MAX_UNPARSED_SIZE = 1_000
-"""The largest window whose well-formed answers need no parsing, because the parser returns them unchanged."""
+"""The largest window whose well-formed answers the parser returns unchanged, so that they need no parsing."""
 
 
 class RoundSizes(NamedTuple):
-    """The cost of a round: the passages of each of its windows, and the windows of the query that were left before."""
+    """The size of a round: the passages of each window, and the number of windows that remained before the round."""
 
     sizes: tuple[int, ...]
     remaining_windows: int
@@ -70,7 +69,7 @@ def run_strategy(
 def replay_strategy(
     strategy: Strategy, candidates: Sequence[Candidate], query_id: str, judge: SimulatedModel
 ) -> ReplayedQuery:
-    """Return what `strategy` makes of `candidates` (best first) if `judge` ranks the windows."""
+    """Return the ranking of `candidates` (best first) by `strategy` if `judge` ranks the windows, and its rounds."""
 
     def rank_round(current: Round) -> list[WindowResult]:
         return [WindowResult(window, (judge_window(judge, query_id, window),)) for window in current.windows]
@@ -85,18 +84,18 @@ def replay_strategy(
 
 @lru_cache(maxsize=4096)
 def _intern_rounds(rounds: tuple[RoundSizes, ...]) -> tuple[RoundSizes, ...]:
-    """Return an equal value that was seen before, to save memory: most queries have the same rounds."""
+    """Return an equal value that exists already, to save memory. Most queries have the same rounds."""
     return rounds
 
 
 def without_calls(candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
-    """Keep the order of the first stage: a strategy without windows, as a baseline."""
+    """Keep the order of the first stage. This strategy without windows is a baseline."""
     yield from ()
     return Ranking.untied(candidate.doc_id for candidate in candidates)
 
 
 def judge_window(judge: SimulatedModel, query_id: str, window: Window) -> WindowRanking:
-    """Return the judge's answer as the ranking that the parser makes of it. Only malformed answers are parsed."""
+    """Return the parsed answer of the judge. Only malformed answers go through the parser."""
     ids = window.doc_ids
     if len(ids) <= _MAX_UNPARSED_SIZE and judge.is_well_formed(query_id, ids):
         tiers = tuple(tuple(ids[i] for i in tier) for tier in judge.tiers(query_id, ids))
@@ -108,9 +107,11 @@ def judge_window(judge: SimulatedModel, query_id: str, window: Window) -> Window
 
 @dataclass
 class SimulationTotals:
-    """The quality and cost of one strategy with some judges.
+    """The quality and cost of one strategy with one or more judges.
 
-    `ndcg`: by query, the nDCG@10 with each judge. `plays`: for each judge, the rounds of all queries.
+    Attributes:
+        ndcg: By query, the nDCG@10 with each judge.
+        plays: For each judge, the rounds of each query.
     """
 
     ndcg: dict[str, list[float]] = field(default_factory=dict)
@@ -132,7 +133,7 @@ class SimulationTotals:
 
     @property
     def calls(self) -> float:
-        """The mean per query, as for `passages` and `rounds`."""
+        """The mean number of calls per query. `passages` and `rounds` are also means per query."""
         return self._per_query(lambda round_sizes: len(round_sizes.sizes))
 
     @property
@@ -145,7 +146,7 @@ class SimulationTotals:
 
     @property
     def most(self) -> tuple[int, int]:
-        """The largest number of calls, and of rounds, of any query."""
+        """The largest number of calls and the largest number of rounds of a query."""
         query_rounds = [rounds for play in self.plays for rounds in play]
         calls = (sum(len(round_sizes.sizes) for round_sizes in rounds) for rounds in query_rounds)
         return max(calls, default=0), max(map(len, query_rounds), default=0)
@@ -176,11 +177,11 @@ def simulate(
 
     Args:
         runs: Runs by name. A query that a run lacks counts as 0, as in an evaluation.
-        grades: Judgments, which the judges know. Every query of these counts.
+        grades: The judgments, which the judges know. All of their queries count.
         strategies: Strategies by name.
-        noises: The judges' errors by name.
+        noises: The errors of judges by name.
         seed: The seed of the judges.
-        depth: Candidates to rerank; the others follow in their order.
+        depth: The number of candidates to rerank (default: all). The others follow in their order.
 
     Returns:
         The totals of each combination.

@@ -1,4 +1,4 @@
-"""The tables of two of the questions: gains by difficulty of the query, and quality by round."""
+"""Two tables of a study: gains by the difficulty of queries, and quality after each round."""
 
 from __future__ import annotations
 
@@ -25,10 +25,18 @@ THIRDS = ("hard", "middling", "easy")
 
 
 class DifficultyRow(NamedTuple):
-    """A cell on a third of the queries, compared with its baseline there.
+    """A cell compared with its baseline on one third of the queries.
 
-    `criterion`: what difficulty is measured by; `low` and `high`: its range in this third. `baseline` and `quality`:
-    means. `reasoning`: tokens per query.
+    Attributes:
+        name: The name of the cell.
+        criterion: The measure of difficulty.
+        third: The third, one of `THIRDS`.
+        low: The lowest value of the criterion in this third.
+        high: The highest value of the criterion in this third.
+        baseline: The mean quality of the baseline.
+        quality: The mean quality of the cell.
+        against: The difference from the baseline, paired by query.
+        reasoning: Reasoning tokens per query.
     """
 
     name: str
@@ -47,9 +55,9 @@ def compare_by_difficulty(
 ) -> Iterator[DifficultyRow]:
     """Yield three rows for every compared cell and each of two criteria of difficulty.
 
-    The criteria are the first stage's quality, which needs judgments, and how little the top 10 of the baseline and of
-    the first stage have in common, which needs none. Neither depends on the compared cell. The second one depends on
-    the baseline's answers, so part of a difference may come from the selection of queries.
+    The criteria are the quality of the first stage and the average overlap of the top 10 of the first stage and of the
+    baseline, which needs no judgments. Neither depends on the compared cell. The second one depends on the answers of
+    the baseline, so part of a difference may come from the selection of queries.
     """
     by_name = {row.name: row for row in rows}
     for row in rows:
@@ -91,15 +99,21 @@ def compare_by_difficulty(
 
 
 def split_into_thirds(values: Mapping[str, float]) -> list[list[str]]:
-    """Return the ids in three groups by value, lowest first; equal values by id. The sizes differ by at most one."""
+    """Return the query ids in three groups by value, lowest first, whose sizes differ by at most one.
+
+    Queries with equal values are ordered by id.
+    """
     query_ids = sorted(values, key=lambda query_id: (values[query_id], query_id))
     boundaries = [round(len(query_ids) * n / 3) for n in range(4)]
     return [query_ids[start:end] for start, end in pairwise(boundaries)]
 
 
 def average_overlap(first: Sequence[str], second: Sequence[str], depth: int = 10) -> float:
-    """Return the average overlap of two rankings: the mean, over the depths 1 to `depth`, of the fraction of documents
-    that both have down to there (Fagin, Kumar and Sivakumar, SODA 2003)."""
+    """Return the average overlap of two rankings (Fagin, Kumar and Sivakumar, SODA 2003).
+
+    This is the mean, over the cutoffs 1 to `depth`, of the fraction of documents that both rankings contain above the
+    cutoff: 1 for equal rankings, 0 for rankings without common documents.
+    """
     longest = max(len(first), len(second), 1)
     shared = (len({*first[:cutoff]} & {*second[:cutoff]}) / min(cutoff, longest) for cutoff in range(1, depth + 1))
     return fmean(shared) if first or second else 1.0
@@ -112,12 +126,14 @@ def _document_ids(run: Run, query_id: str) -> list[str]:
 # --- stopping early --------------------------------------------------------------------------------
 
 CONCURRENCY_LEVELS = (1, 4, 16, None)
-"""Windows of one query in flight; None: all windows of a round."""
+"""Numbers of windows of one query in flight. None means all windows of a round."""
 
 
 class RoundRow(NamedTuple):
-    """The quality of a cell if every query stops after `rounds` rounds (0: with the first stage's order), and the mean
-    seconds until then."""
+    """The quality of a cell if every query stops after `rounds` rounds, and the mean seconds until then.
+
+    Zero rounds leave the order of the first stage.
+    """
 
     name: str
     rounds: int
@@ -128,7 +144,7 @@ class RoundRow(NamedTuple):
 def evaluate_by_round(
     rows: Sequence[CellRow], collections: Mapping[str, LoadedCollection], folder: StudyFolder, journal: Journal
 ) -> Iterator[RoundRow]:
-    """Yield a row for every round of every cell that does not split its documents, by replaying the journal."""
+    """Yield a row for every round of every cell by replaying the journal. Cells that split documents are left out."""
     for row in rows:
         if row.cell is None or row.cell.passage_split is not None:
             continue
@@ -144,7 +160,7 @@ def evaluate_by_round(
 
 
 def latency_by_concurrency(rows: Sequence[CellRow]) -> dict[str, list[float]]:
-    """Return by cell the mean seconds of a query that has the server to itself, at each of `CONCURRENCY_LEVELS`."""
+    """Return, by cell, the mean seconds of a query without other queries in flight, for each concurrency level."""
     return {
         row.name: [
             sum(waiting_seconds(query, concurrency) for query in row.cost.queries.values()) / row.run_queries
@@ -158,7 +174,7 @@ def latency_by_concurrency(rows: Sequence[CellRow]) -> dict[str, list[float]]:
 def _replay_rounds(
     cell: Cell, collection: LoadedCollection, folder: StudyFolder, journal: Journal
 ) -> dict[str, list[list[Candidate]]]:
-    """Return all candidates of each query in the order after 0, 1, ... rounds."""
+    """Return the rankings of all candidates of each query after 0, 1, ... rounds."""
     strategy = cell.make_strategy()
     records_by_query = {
         query_id: list(records)
@@ -179,7 +195,7 @@ def _replay_rounds(
 def rankings_by_round(
     strategy: Strategy, candidates: Sequence[Candidate], query_id: str, records: Sequence[WindowRecord]
 ) -> list[Ranking]:
-    """Return the best ranking before each round of a query, and the final one, by replaying `strategy`.
+    """Return the best ranking before each round of a query, and the final ranking, by replaying a strategy.
 
     Args:
         strategy: The strategy that ranked the windows.
@@ -188,7 +204,7 @@ def rankings_by_round(
         records: The windows of the query, by round.
 
     Raises:
-        JournalError: If the windows are not those of this strategy and these candidates, or not all.
+        JournalError: If windows are missing, or belong to another strategy or other candidates.
     """
     recorded_rounds = (
         [WindowResult(record.window, record.rankings) for record in round_records]
@@ -198,9 +214,11 @@ def rankings_by_round(
     def recorded_results(current: Round) -> list[WindowResult]:
         results = next(recorded_rounds, None)
         if results is None:
-            raise JournalError("the journal ends in the midst of a query", "give the same command again")
+            raise JournalError("the journal ends in the middle of a query", "run the same command again")
         if [result.window for result in results] != list(current.windows):
-            raise JournalError("the journal's windows are not those of this cell", "delete the journal and ask again")
+            raise JournalError(
+                "the journal has other windows than this cell", "delete the journal and run the study again"
+            )
         return results
 
     rounds, ranking = run_strategy(strategy, candidates, query_id, recorded_results)

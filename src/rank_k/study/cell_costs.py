@@ -1,4 +1,4 @@
-"""The cost of a cell and how long its queries take, from the journal alone: it does not matter when a call was made."""
+"""The cost of a cell and the latency of its queries, computed from the durations of calls in the journal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rank_k.simulation.call_times import PendingRound, makespan
 from rank_k.window.listwise import ListwiseSettings
 
 AGREEING_SAMPLES = ListwiseSettings().agreeing_samples
-"""The samples of a window that are taken at the same time; the others are taken together after them."""
+"""The number of samples of a window that are requested first, at the same time; the others follow together."""
 
 
 def read_cell_cost(journal: Journal, run: str) -> RunCost:
@@ -24,12 +24,14 @@ def read_cell_cost(journal: Journal, run: str) -> RunCost:
 
 
 def _measure_window(journal: Journal, record: WindowRecord, seconds: Mapping[str, float]) -> float:
-    """Return how long the calls of a window take.
+    """Return the seconds that the calls of a window take.
 
-    The seed of a request identifies the sample of a call. Without seeds, calls count as made one after another.
+    The seed of a request identifies the sample of a call. Calls without seeds count as sequential.
     """
     if not seconds.keys() >= {*record.call_keys}:
-        raise JournalError(f"journal {journal.path} lacks calls of its own windows", "delete it and ask again")
+        raise JournalError(
+            f"the journal {journal.path} has windows whose calls are missing", "delete it and run the study again"
+        )
     if len(seconds) < 2:
         return sum(seconds.values())
     seeds = {key: call.request.get("seed") for key in seconds if (call := journal.find_call(key)) is not None}
@@ -40,10 +42,11 @@ def _measure_window(journal: Journal, record: WindowRecord, seconds: Mapping[str
 
 
 def window_seconds(calls: Sequence[tuple[int, float]], first_samples: int = AGREEING_SAMPLES) -> float:
-    """Return how long a window takes, given sample and seconds of its calls.
+    """Return the seconds that a window takes.
 
-    The calls of one sample are made one after another. The first `first_samples` samples are taken at the same time,
-    then the others.
+    Args:
+        calls: The sample number and the seconds of each call. The calls of one sample are sequential.
+        first_samples: The number of samples that run at the same time first. The others run together afterwards.
     """
     seconds_by_sample: Counter[int] = Counter()
     for sample, seconds in calls:
@@ -54,7 +57,10 @@ def window_seconds(calls: Sequence[tuple[int, float]], first_samples: int = AGRE
 
 
 def waiting_seconds(query: QueryCost, concurrency: int | None = None) -> float:
-    """Return how long a single query takes with `concurrency` windows in flight (None: all windows of a round)."""
+    """Return the seconds that a single query takes with `concurrency` windows in flight.
+
+    The default, None, means all windows of a round at the same time.
+    """
     if concurrency is None:
         concurrency = max(map(len, query.seconds_by_round), default=1)
     return makespan([map(PendingRound, query.seconds_by_round)], concurrency)

@@ -1,4 +1,4 @@
-"""Read a study from a TOML file: one that comes with the package, or a user's. See docs/studies.md for the format."""
+"""Read studies from TOML files, those of the package and those of users. docs/studies.md describes the format."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def read_study(file: Path, data: Path) -> Study:
 
 
 def _read_tables(reader: TableReader, document: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
-    """Return the tables `[[part]]`, one with a list `each` expanded into a table for each name in it."""
+    """Return the tables `[[part]]`. A table with a list `each` is expanded into one table for each name in the list."""
     tables = document.get(part, [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise reader.error(f"{part} is no list of tables", f"[[{part}]]")
+        raise reader.error(f"{part} is not a list of tables", f"[[{part}]]")
     expanded = []
     for table in tables:
         names = table.pop("each", None)
@@ -73,7 +73,7 @@ def _read_tables(reader: TableReader, document: Mapping[str, Any], part: str) ->
 
 
 def _substitute_name(value: Any, name: str) -> Any:
-    """Return `value` with `{each}` replaced by `name` in all its texts."""
+    """Return `value` with `{each}` replaced by `name` in all strings."""
     if isinstance(value, str):
         return value.replace("{each}", name)
     if isinstance(value, list):
@@ -84,7 +84,7 @@ def _substitute_name(value: Any, name: str) -> Any:
 
 
 def _prepare_collection(reader: TableReader, table: dict[str, Any]) -> None:
-    """Expand the runs of a collection, and find its data in the data folder."""
+    """Expand the runs of a collection, and resolve its paths in the data folder."""
     table["runs"] = _read_tables(reader, table, "runs")
     if not table["runs"]:
         raise reader.error(f"the collection {table.get('name')} has no runs", "a table [[collections.runs]]")
@@ -100,7 +100,7 @@ def _prepare_collection(reader: TableReader, table: dict[str, Any]) -> None:
 
 
 def _locate_noise(reader: TableReader, name: str) -> str:
-    """Return the name of a noise, or the path of its file."""
+    """Return the name of a noise preset, or the path of a noise file."""
     if name in ("", *NOISE_PRESETS):
         return name
     file = reader.folder / Path(name).expanduser()
@@ -108,12 +108,12 @@ def _locate_noise(reader: TableReader, name: str) -> str:
         raise reader.error(
             f"simulate = {name!r}", f"one of {', '.join(NOISE_PRESETS)}, or a file of rank-k journal fit-noise"
         )
-    read_noise(file)  # a mistake in it is reported now
+    read_noise(file)  # so that mistakes in the file are reported now
     return str(file)
 
 
 def _check_study(reader: TableReader, study: Study) -> None:
-    """Raise `FormatError` if a part is empty, names do not fit together, or cells cannot be made."""
+    """Raise `FormatError` if a part is empty, a name is unknown or used twice, or the cells are invalid."""
     for part in _REQUIRED_PARTS:
         if not getattr(study, part):
             raise reader.error(f"the study has no {part}", f"a table [[{part}]]")
@@ -125,14 +125,14 @@ def _check_study(reader: TableReader, study: Study) -> None:
     runs = {f"runs of {c.name}": [run.name for run in c.first_stages] for c in study.collections}
     for part, names in {"collections": collections, "models": models, **runs}.items():
         if len(set(names)) < len(names):
-            raise reader.error(f"two {part} have one name ({', '.join(names)})", "a name for each")
+            raise reader.error(f"two {part} have the same name ({', '.join(names)})", "different names")
     for average in study.averages:
         for name in set(average.collections) - set(collections):
-            raise reader.error(f"the average {average.name} is over {name!r}", "names of collections")
+            raise reader.error(f"the average {average.name} is over {name!r}", "names of collections of the study")
     for published in study.published:
         if published.collection not in (*collections, *averages) or published.model not in models:
             raise reader.error(
-                f"a published figure is of {published.model} on {published.collection}",
+                f"a published result is for {published.model} on {published.collection}",
                 "a model and a collection (or average) of the study",
             )
     try:

@@ -1,11 +1,12 @@
-"""The folder of a study: what was requested, the journal and the cells' runs.
+"""The folder of a study: its settings, its journal and the runs of its cells.
 
-    study.json      collections, models and cells, each with what identifies it
+    study.json      the collections, models and cells of all commands, with checksums and settings
     journal.sqlite  every call, shared by all cells
     runs/CELL.trec  the output of each finished cell
-    cells.csv, queries.csv, report.html   the results, written again by every command
+    cells.csv, queries.csv, report.html   the results, rewritten by every command
 
-A later command may add cells, collections and models. It is rejected if one of a known name has changed.
+Later commands may add cells, collections and models. A command is rejected if a collection or model of the same name
+has changed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class StudyFolder:
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{path} cannot be made a folder: {error.strerror}", "name another --output") from error
+            raise InputError(f"cannot create the folder {path}: {error.strerror}", "give another --output") from error
         self._contents = self._read()
 
     def _read(self) -> dict[str, dict[str, Any]]:
@@ -46,17 +47,26 @@ class StudyFolder:
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
             if document["version"] != FORMAT_VERSION:
-                raise InputError(f"{file} was made by another version of rank-k", "name another --output")
+                raise InputError(f"{file} was written by another version of rank-k", "give another --output")
             return {part: dict(document[part]) for part in parts}
         except FileNotFoundError:
             return {part: {} for part in parts}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} is not a study of rank-k", "name another --output") from error
+            raise InputError(f"{file} is not a study of rank-k", "give another --output") from error
 
     def register(
         self, collections: Mapping[str, Mapping[str, str]], models: Iterable[ModelPlan], cells: Iterable[Cell]
     ) -> None:
-        """Store what is requested. Raises `InputError` if it contradicts earlier requests."""
+        """Store the settings of a command.
+
+        Args:
+            collections: The fingerprints of each collection, by its name.
+            models: The models.
+            cells: The cells.
+
+        Raises:
+            InputError: If a collection or model of the same name was different in an earlier command.
+        """
         for name, fingerprints in collections.items():
             self._record_unchanged("collections", name, fingerprints)
         for model in models:
@@ -76,7 +86,7 @@ class StudyFolder:
         self._write()
 
     def record_identity(self, model: str, identity: str) -> None:
-        """Store the identity of a model. Raises `InputError` if it was another one before."""
+        """Store the identity that a server reported for a model. Raises `InputError` if it has changed."""
         self._record_unchanged("models", model, {"identity": identity})
         self._write()
 
@@ -87,8 +97,8 @@ class StudyFolder:
             if earlier != value:
                 change = f": {earlier or 'none'}, now {value or 'none'}" if len(f"{earlier}{value}") < 80 else ""
                 raise InputError(
-                    f"the study in {self.path} had another {key} for {name}{change}",
-                    "name another --output for this one",
+                    f"the study in {self.path} has another {key} for {name}{change}",
+                    "give another --output for this study",
                 )
 
     def _write(self) -> None:
@@ -100,26 +110,26 @@ class StudyFolder:
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """All cells that were ever requested here, in the order of the requests."""
+        """The cells of all commands for this folder, in the order in which they were added."""
         return tuple(Cell(**settings) for settings in self._contents["cells"].values())
 
     def run_file(self, cell: Cell) -> Path:
-        """Return the file of the cell's output."""
+        """Return the run file of a cell."""
         return self.runs / f"{cell.name}.trec"
 
     def journal_settings(self, cell: Cell) -> dict[str, Any]:
-        """Return the settings of the cell's run in the journal.
+        """Return the settings with which the journal stores the run of a cell.
 
-        `rank-k evaluate --journal` finds the cost of the cell by the name of its output.
+        They include the name of the run file, by which `rank-k evaluate --journal` finds the cost of the cell.
         """
         return {"verb": "study", "output": self.run_file(cell).name, **asdict(cell)}
 
     def journal_run(self, cell: Cell) -> str:
-        """Return the name of the cell's run in the journal."""
+        """Return the name of the run of a cell in the journal."""
         return run_name(self.journal_settings(cell))
 
     def is_finished(self, cell: Cell, journal: Journal) -> bool:
-        """Return whether no calls are left to make. Windows without a response after all retries are tried again."""
+        """Return whether a cell is finished: its run file exists, and no window is without a response after retries."""
         run = self.journal_run(cell)
         return (
             self.run_file(cell).exists()

@@ -1,7 +1,7 @@
-"""What a study asks: collections, first stages, models and the settings to try, as values; and the cells they make.
+"""The plan of a study: collections, first stages, models and grids of settings, and the cells that they expand to.
 
-A *cell* is one way of reranking one run with one model. All that decides its output stands in it or in what its
-names stand for. Pure: nothing is opened here.
+A *cell* is one way of reranking one run with one model. Its fields, and the collection, first stage and model that it
+names, determine its output. This module opens no files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ from rank_k.strategies.base import Strategy
 
 @dataclass(frozen=True, slots=True)
 class FirstStage:
-    """A run to rerank. `get`: how to come by its file. `file` None: the collection's own."""
+    """A run to rerank.
+
+    Attributes:
+        name: Its name in the study.
+        file: The TREC run (default: the first-stage run of the collection).
+        get: How to get the file, for the list of missing files (default: empty).
+    """
 
     name: str
     file: Path | None = None
@@ -34,8 +40,18 @@ class FirstStage:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """Queries, documents and judgments: a data set by its name (`beir:DIR`, `bright:DIR/SUBSET`, an ir_datasets id),
-    files, or both, the files going first. `query_fields`: what the model sees of a query. `get`: how to come by it."""
+    """Queries, documents and judgments.
+
+    Attributes:
+        name: Its name in the study.
+        first_stages: The runs to rerank.
+        dataset: A data set: `beir:DIR`, `bright:DIR/SUBSET` or an id of ir_datasets (default: files only).
+        queries: A file that replaces the queries of the data set.
+        documents: A file that replaces its documents.
+        qrels: A file that replaces its judgments.
+        query_fields: The fields of a query that the model sees (default: its text).
+        get: How to get the data, for the list of missing files (default: empty).
+    """
 
     name: str
     first_stages: tuple[FirstStage, ...]
@@ -49,10 +65,24 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """A model and how it is reached. `serve`: a command that serves it. `simulate`: the noise (its name, or a file's
-    path) of a simulated judge that stands in for it, by `judgments` or else the collection's own. `prompt` is a
-    template's file, `get` says how to come by it. `settings`: those in which its cells differ from the grid's, whatever
-    the grid says."""
+    """A model, and the server that runs it.
+
+    Attributes:
+        name: Its name in the study.
+        model: The name that the server knows it by (default: the server's only model, or the embedded model).
+        server: The address of the server (default: the embedded model).
+        server_type: The kind of server, as in `--server-type` (default: `auto`).
+        revision: The revision of the model, which is part of its identity in the journal.
+        context_length: The context length in tokens (default: as the server reports it).
+        prompt: The file of a prompt template (default: the standard prompt).
+        api_key_env: The environment variable that holds the key of the server.
+        get: How to get the prompt file, for the list of missing files.
+        serve: A command that starts the server, for reports and error messages.
+        simulate: The noise, by name or by the path of its file, of a simulated judge that replaces the model
+            (default: empty, which means no simulation).
+        judgments: The qrels that the simulated judge knows (default: those of the collection).
+        settings: Settings of all cells of this model, which override the grids.
+    """
 
     name: str
     model: str | None = None
@@ -71,7 +101,7 @@ class ModelPlan:
 
 @dataclass(frozen=True, slots=True)
 class PublishedResult:
-    """A figure that somebody published. It is shown beside what was measured and never mixed with it."""
+    """A published result. Reports show it in another table, separate from the results of the study."""
 
     collection: str
     first_stage: str
@@ -83,7 +113,7 @@ class PublishedResult:
 
 @dataclass(frozen=True, slots=True)
 class CollectionAverage:
-    """A mean over collections, shown once all of them are there."""
+    """A mean over collections. It is reported if there are results for all of them."""
 
     name: str
     collections: tuple[str, ...]
@@ -91,8 +121,21 @@ class CollectionAverage:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """`grids`: each maps settings of a cell to the values to try; their products are united. `by_difficulty` and
-    `by_round` ask for the tables that the questions `reasoning` and `latency` are about."""
+    """A study: what to rerank, with which models and settings, and what to report.
+
+    Attributes:
+        title: The title of reports.
+        collections: The collections.
+        models: The models.
+        grids: Each grid maps settings of a cell to lists of values. Every combination of its values is a cell.
+        about: One paragraph about the study, for reports (default: empty).
+        measures: The measures, the most important first (default: nDCG@10).
+        baseline: The name or the setting of the cell to compare with (default: the first cell of each group).
+        published: Published results to show (default: none).
+        averages: Averages over collections to report (default: none).
+        by_difficulty: Report gains by the difficulty of queries (default: False).
+        by_round: Report quality after each round (default: False).
+    """
 
     title: str
     collections: tuple[Collection, ...]
@@ -112,9 +155,9 @@ class Study:
 
 @dataclass(frozen=True)
 class Cell(LongDocumentOptions, InferenceOptions, RankingOptions):
-    """One way of reranking one run with one model: the names of these three, and options.
+    """One way of reranking one run with one model: the names of collection, first stage and model, and options.
 
-    `method` None is listwise. `max_tokens` None is 8,000, or 512 for embedded models.
+    `method` None means listwise. `max_tokens` None means 8,000, or 512 for embedded models.
     """
 
     collection: str
@@ -123,8 +166,10 @@ class Cell(LongDocumentOptions, InferenceOptions, RankingOptions):
 
     @property
     def setting(self) -> str:
-        """The cell's name among those of its collection, first stage and model: its strategy, its reasoning mode, and
-        the options that do not have their default values."""
+        """The name of the cell among the cells of the same run and model.
+
+        It consists of the strategy, the reasoning mode and all options that differ from their defaults.
+        """
         parts = [self.strategy.replace(":", "."), self.reasoning]
         for name, spec in STUDY_OPTIONS.items():
             value = getattr(self, name)
@@ -135,39 +180,41 @@ class Cell(LongDocumentOptions, InferenceOptions, RankingOptions):
 
     @property
     def name(self) -> str:
-        """The cell's name, which is also that of its run's file."""
+        """The name of the cell, which is also the name of its run file."""
         return ".".join((*map(_sanitize_file_name, (self.collection, self.first_stage, self.model)), self.setting))
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of the cell's reranker."""
+        """The options of `Reranker` for this cell."""
         return {
             **{name: getattr(self, name) for name in STUDY_OPTIONS if name in OPTIONS},
             "method": self.method or "listwise",
         }
 
     def make_strategy(self) -> Strategy:
-        """Return the cell's strategy. Raises `InputError` if there is none or the options do not suit it."""
+        """Return the strategy of the cell. Raises `InputError` if it is unknown or cannot use the options."""
         return make_strategy(
             self.strategy, window=self.window, stride=self.stride, first_stage_weight=self.first_stage_weight
         )
 
     @property
     def passage_split(self) -> PassageSplit | None:
-        """How documents are split, or None. Raises `InputError` if the options contradict each other."""
+        """How documents are split; None if they are not. Raises `InputError` if the options contradict each other."""
         return passage_split(vars(self), self.passage_tokens)
 
 
 def parse_setting(axis: str, value: Any) -> Any:
-    """Return `value` (of a flag or of TOML) as the option `axis` of a cell. Raises `InputError`."""
+    """Return the value of the option `axis`, given as in a flag or in TOML. Raises `InputError` if it is invalid."""
     return parse_option(axis, value, STUDY_OPTIONS, "a cell")
 
 
 def expand_cells(study: Study) -> tuple[Cell, ...]:
-    """The cells, collection by collection, first stage by first stage and model by model, each once.
+    """Return the cells of the study without duplicates, by collection, first stage and model.
 
-    Settings that a strategy has no use for are left at their defaults, so that they make no cells of their own.
-    Raises `InputError` for a value that cannot be, and for a model's setting that no cell has.
+    Options that the strategy of a cell does not use are reset to their defaults, so that they do not multiply cells.
+
+    Raises:
+        InputError: If a value is invalid, a model has an unknown setting, or two cells have the same name.
     """
     cells_by_name: dict[str, Cell] = {}
     for collection in study.collections:
@@ -190,9 +237,9 @@ def _expand_grids(
 
 
 def _normalize_cell(cell: Cell) -> Cell:
-    """Return the cell with the defaults of all options that its strategy or unsplit documents have no use for.
+    """Return the cell with all options that have no effect reset to their defaults.
 
-    Raises `InputError` if there is no such strategy, or the options do not go together.
+    Raises `InputError` if the strategy is unknown or the options contradict each other.
     """
     strategy_options = ("window", "stride", "first_stage_weight")
     used = getattr(cell.make_strategy(), "__dataclass_fields__", strategy_options)
@@ -213,13 +260,20 @@ _MATCHES: Mapping[str, Callable[[Cell, str], bool]] = {
     "model": lambda cell, name: cell.model == name,
     "cell": lambda cell, pattern: fnmatchcase(cell.name, pattern) or fnmatchcase(cell.setting, pattern),
 }
-"""What a name can stand for, and whether it stands for that of a cell."""
+"""The kinds of names that `select_cells` accepts, each with a function that returns whether a name selects a cell."""
 
 
 def select_cells(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...]:
-    """The cells that `names` (of collections, first stages, models, or patterns of cells) leave: names of one kind
-    add up, kinds narrow each other down. All cells where there are no names. Raises `InputError` for one that
-    fits nothing."""
+    """Return the cells that `names` select.
+
+    Args:
+        cells: The cells.
+        names: Names of collections, first stages and models, and patterns of cell names or settings. A cell is selected
+            if it matches at least one name of every kind that is given. Without names, all cells are selected.
+
+    Raises:
+        InputError: If a name matches nothing, or no cell matches all kinds of names.
+    """
     names_by_kind: dict[str, list[str]] = defaultdict(list)
     for name in names:
         kind = next((kind for kind, matches in _MATCHES.items() if any(matches(cell, name) for cell in cells)), None)
@@ -230,7 +284,7 @@ def select_cells(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...
                 "models": {cell.model for cell in cells},
             }
             choices = "; ".join(f"{kinds} {', '.join(sorted(known_names))}" for kinds, known_names in known.items())
-            raise InputError(f"nothing in the study is called {name!r}", f"it has the {choices}")
+            raise InputError(f"nothing in the study is called {name!r}", f"choose from the {choices}")
         names_by_kind[kind].append(name)
     selected = tuple(
         cell
@@ -238,12 +292,12 @@ def select_cells(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...
         if all(any(_MATCHES[kind](cell, name) for name in names_by_kind[kind]) for kind in names_by_kind)
     )
     if not selected:
-        raise InputError(f"no cell of the study fits all of {', '.join(names)}", "name fewer of them")
+        raise InputError(f"no cell of the study matches all of {', '.join(names)}", "give fewer names")
     return selected
 
 
 def restrict_study(study: Study, cells: Sequence[Cell]) -> Study:
-    """`study` with no more collections, first stages and models than `cells` need."""
+    """Return the study with only those collections, first stages and models that `cells` use."""
     runs = {(cell.collection, cell.first_stage) for cell in cells}
     models = {cell.model for cell in cells}
     collections = (

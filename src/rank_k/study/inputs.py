@@ -1,4 +1,4 @@
-"""The collections of a study: what is missing, and what they hold once opened."""
+"""The collections of a study: which files are missing, and the runs, judgments and texts that they contain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from rank_k.types import Candidate, Query, Run
 
 
 class MissingFile(NamedTuple):
-    """Something that a study needs and that is not there. `location`: where it was expected. `get`: how to get it."""
+    """A missing file of a study.
+
+    Attributes:
+        owner: The name of the collection or model that needs it.
+        location: Which file is missing, and where it was expected.
+        get: How to get it.
+    """
 
     owner: str
     location: str
@@ -36,9 +42,9 @@ class _CollectionFiles(NamedTuple):
 
 
 def missing_files(study: Study) -> Iterator[MissingFile]:
-    """Yield everything that is missing, so that it can be fetched at once.
+    """Yield all missing files of the study.
 
-    The documents of ir_datasets, which may be many gigabytes, are not looked for.
+    The documents of ir_datasets are not checked, because they may have to be downloaded for that.
     """
     for collection in study.collections:
         files = None
@@ -48,14 +54,14 @@ def missing_files(study: Study) -> Iterator[MissingFile]:
             yield MissingFile(collection.name, error.problem, collection.get or error.remedy)
         for first_stage in collection.first_stages:
             if first_stage.file is not None and not first_stage.file.exists():
-                yield MissingFile(collection.name, f"{first_stage.file} is not there", first_stage.get)
+                yield MissingFile(collection.name, f"{first_stage.file} does not exist", first_stage.get)
             elif first_stage.file is None and files is not None and files.default_run is None:
                 yield MissingFile(
-                    collection.name, "it has no run of its own", "give --run FILE; rank-k retrieve makes one"
+                    collection.name, "it has no first-stage run", "give --run FILE; rank-k retrieve creates one"
                 )
     for model in study.models:
         if model.prompt is not None and not model.prompt.exists():
-            yield MissingFile(model.name, f"its prompt {model.prompt} is not there", model.get)
+            yield MissingFile(model.name, f"its prompt {model.prompt} does not exist", model.get)
 
 
 def _find_files(collection: Collection) -> _CollectionFiles:
@@ -70,17 +76,19 @@ def _find_files(collection: Collection) -> _CollectionFiles:
     default_run = getattr(dataset, "first_stage", None) or (runs[0] if len(runs) == 1 else None)
     if queries is None or corpus is None or qrels is None:
         part = "queries" if queries is None else "documents" if corpus is None else "judgments"
-        raise InputError(f"{collection.name} has no {part}", f"name a file of {part}, or a data set that has them")
+        raise InputError(f"{collection.name} has no {part}", f"give a file of {part}, or a data set with {part}")
     for file in [queries, qrels, *corpus.files]:
         if not file.exists():
-            raise InputError(f"{file} is not there", "put it there")
+            raise InputError(f"{file} does not exist", "check the path, or get the file")
     return _CollectionFiles(queries, corpus, qrels, {} if dataset is None else dataset.excluded, default_run)
 
 
 @dataclass(frozen=True)
 class FirstStageRun:
-    """A run without what its collection excludes, and without queries that have no judgments, because their results
-    could not be measured. It can be iterated repeatedly; one query is in memory at a time."""
+    """A run without the documents that its collection excludes and without queries that have no judgments.
+
+    It can be iterated repeatedly and keeps one query in memory at a time.
+    """
 
     run: RunFile
     excluded: ExcludedDocuments
@@ -102,9 +110,14 @@ class FirstStageRun:
 
 
 class LoadedCollection:
-    """The runs, judgments and texts of a collection, as a context manager.
+    """The runs, judgments and texts of a collection, as a context manager that closes the texts.
 
-    Raises `InputError` for files that cannot be read, do not fit together or leave nothing to measure.
+    Args:
+        collection: The collection.
+        on_progress: Called while the documents are indexed (default: not called).
+
+    Raises:
+        InputError: If a file cannot be read, the files do not belong together, or no query of a run is judged.
     """
 
     def __init__(self, collection: Collection, on_progress: OnProgress | None = None) -> None:
@@ -128,23 +141,23 @@ class LoadedCollection:
         file = first_stage.file or files.default_run
         if file is None:
             raise InputError(
-                f"{self.name} has no run {first_stage.name}", first_stage.get or "rank-k retrieve makes one"
+                f"{self.name} has no run {first_stage.name}", first_stage.get or "create one with rank-k retrieve"
             )
         run = FirstStageRun(RunFile(file), files.excluded, frozenset(self.qrels))
         if not run.query_ids:
-            raise InputError(f"none of the queries of {file} is judged", "give judgments of the same queries")
+            raise InputError(f"none of the queries of {file} has judgments", "give the judgments of the same queries")
         missing_ids = [query_id for query_id in run.query_ids if query_id not in self.queries]
         if missing_ids:
             raise InputError(
-                f"{len(missing_ids)} judged queries of {file} have no text, for one {missing_ids[0]}",
-                "give their queries",
+                f"{len(missing_ids)} judged queries of {file} have no text, for example {missing_ids[0]}",
+                "give the file with the texts of these queries",
             )
         self.fingerprints[f"run {first_stage.name}"] = file_sha256(file)
         return run
 
     @cached_property
     def store(self) -> DocumentStore:
-        """The texts by id, opened on first use."""
+        """The documents by id. They are opened on first use."""
         return self._corpus.store(self._on_progress)
 
     def __enter__(self) -> Self:
@@ -155,20 +168,21 @@ class LoadedCollection:
             self.store.close()
 
     def check_texts(self, first_stage: str, depth: int) -> None:
-        """Raise `InputError` if a text is missing, before the first call is paid."""
+        """Raise `InputError` if the text of a candidate is missing, so that no call is paid for before that."""
         for query_id, candidates in self.runs[first_stage]:
             for candidate in candidates[:depth]:
                 self.store.get(candidate.doc_id, query_id)
 
     def first_stage(self, name: str) -> Run:
-        """Return a run as a whole, in memory."""
+        """Return a complete first-stage run, in memory."""
         return dict(self.runs[name])
 
 
 def reachable_cells(cells: Sequence[Cell], collections: Mapping[str, LoadedCollection]) -> tuple[Cell, ...]:
-    """Return the cells without those that rerank the same candidates as an equal, shallower cell.
+    """Return the cells without duplicates by depth.
 
-    That is so if the run has no more candidates.
+    Where a run has fewer candidates than the depths of several cells with otherwise equal settings, these cells rerank
+    the same candidates. Only the one with the smallest depth is kept.
     """
     shallowest = {
         replace(cell, depth=min(cell.depth, collections[cell.collection].runs[cell.first_stage].max_depth)): cell
@@ -178,6 +192,6 @@ def reachable_cells(cells: Sequence[Cell], collections: Mapping[str, LoadedColle
 
 
 def file_sha256(file: Path) -> str:
-    """Return the sha256 of a file in hexadecimal."""
+    """Return the SHA-256 checksum of a file in hexadecimal."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

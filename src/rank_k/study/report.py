@@ -1,4 +1,4 @@
-"""A study's report as one HTML file: results in tables and plots, and how they were made."""
+"""The report of a study as one HTML file: tables, plots and how to reproduce them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,21 @@ from rank_k.study.table import CellRow
 _COST_LABELS = {
     "tokens": "tokens per query, in and out",
     "rounds": "rounds per query",
-    "seconds": "seconds per query, all windows of a round at a time",
+    "seconds": "seconds per query, all windows of a round in flight",
 }
 
 
 def write_study_report(path: Path, results: StudyResults, command: str = "") -> None:
-    """Write the report to `path`. `command`: what ran the study. Raises `MissingExtra` without jinja2 or matplotlib."""
+    """Write the report to `path`.
+
+    Args:
+        path: The HTML file.
+        results: The results.
+        command: The command that ran the study, which the report shows (default: none).
+
+    Raises:
+        MissingExtra: If jinja2 or matplotlib is not installed.
+    """
     labels = results.labels
     comparisons = sum(row.difference is not None for row in results.rows)
     page = render_template(
@@ -58,7 +67,7 @@ def write_study_report(path: Path, results: StudyResults, command: str = "") -> 
 
 
 def _cost_figures(results: StudyResults, heading: str, rows: Sequence[CellRow]) -> list[Figure]:
-    """Draw quality against each cost, with intervals; cells of one strategy have one color."""
+    """Draw quality against each kind of cost, with intervals. Cells of the same strategy have the same color."""
     measure = results.study.measures[0]
     cells = [(row, row.cell) for row in rows if row.cell is not None]
     return [
@@ -74,7 +83,6 @@ def _cost_figures(results: StudyResults, heading: str, rows: Sequence[CellRow]) 
                 for row, cell in cells
             ],
             title=f"{heading}: quality against {_COST_LABELS[axis]}",
-            caption=f"{measure} against {_COST_LABELS[axis]}.",
             x_label=_COST_LABELS[axis],
             y_label=measure,
             pareto_mask=[axis in row.pareto_axes for row, _ in cells],
@@ -84,7 +92,7 @@ def _cost_figures(results: StudyResults, heading: str, rows: Sequence[CellRow]) 
 
 
 def _difficulty_figures(results: StudyResults, criterion: str, rows: Sequence[DifficultyRow]) -> list[Figure]:
-    """Draw a bar for each third, cell by cell, all on one scale."""
+    """Draw a figure per cell with a bar for each third. All figures have the same scale."""
     labels = results.labels
     differences = [row.against.mean for row in rows]
     if not any(differences):
@@ -104,9 +112,9 @@ def _difficulty_figures(results: StudyResults, criterion: str, rows: Sequence[Di
 
 
 def _round_figures(results: StudyResults) -> list[Figure]:
-    """Draw quality by the moment of stopping, run by run; the last point of each cell is all of its rounds."""
+    """Draw quality after each round, with a figure per run. The last point of a cell is its complete run."""
     measure = results.study.measures[0]
-    label = "seconds waited, or less" if results.has_timings else "rounds waited for, or less"
+    label = "seconds until stopping" if results.has_timings else "rounds until stopping"
     last_rounds = {row.name: row for row in results.round_rows}
     figures = []
     for heading, rows in results.by_run():
@@ -127,7 +135,7 @@ def _round_figures(results: StudyResults) -> list[Figure]:
                 scatter(
                     points,
                     title=f"{heading}: quality when stopped against {label}",
-                    caption=f"{measure} against {label}.",
+                    caption=f"{heading}.",
                     x_label=label,
                     y_label=measure,
                     connect_series=True,
@@ -137,7 +145,7 @@ def _round_figures(results: StudyResults) -> list[Figure]:
 
 
 def _reproduction_facts(results: StudyResults, command: str, comparisons: int) -> list[tuple[str, str]]:
-    """Return what is needed to make the page again."""
+    """Return the names and values that are needed to reproduce the page."""
     facts = [
         ("Command", command),
         ("Measures", ", ".join(results.study.measures)),

@@ -1,4 +1,4 @@
-"""All results of a study in one value, from which the terminal, JSON and the HTML page are made."""
+"""The results of a study in one value. The tables in the terminal, JSON and the HTML report are made from it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,15 @@ from rank_k.study.table import AverageRow, CellRow, build_rows, cell_to_dict, co
 class StudyResults:
     """The tables of a study.
 
-    `unfinished`: the names of cells without results. `latencies`: by cell, the mean seconds of a query that has the
-    server to itself, at each of `concurrency_levels`.
+    Attributes:
+        study: The study.
+        rows: A row for each first stage and each finished cell.
+        unfinished: The names of cells without results.
+        averages: The averages over collections.
+        difficulty_rows: Gains by the difficulty of queries.
+        round_rows: Quality after each round.
+        latencies: By cell, the mean seconds of a query without other queries in flight, for each concurrency level.
+        concurrency_levels: The numbers of windows in flight of `latencies`. None means all windows of a round.
     """
 
     study: Study
@@ -69,16 +76,16 @@ class StudyResults:
 
     @property
     def has_timings(self) -> bool:
-        """Whether the calls took any time: those of a simulated judge do not."""
+        """Whether the calls took time. Calls to a simulated judge do not."""
         return "seconds" in self.axes
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The costs that quality is compared with."""
+        """The kinds of cost that quality is plotted against."""
         return cost_axes(self.rows)
 
     def by_run(self) -> Iterator[tuple[str, list[CellRow]]]:
-        """Yield a heading and the rows of each run and model, after those of its first stage."""
+        """Yield a heading and the rows of each run and model. The row of the first stage comes first."""
         for (collection, first_stage), group in groupby(self.rows, key=lambda row: (row.collection, row.first_stage)):
             first, *cells = group
             for model in dict.fromkeys(row.model for row in cells):
@@ -86,7 +93,7 @@ class StudyResults:
                 yield heading, [first, *(row for row in cells if row.model == model)]
 
     def difficulty_tables(self) -> Iterator[tuple[tuple[str, str], list[DifficultyRow]]]:
-        """Yield criterion and baseline, and the rows, of each table of gains by difficulty."""
+        """Yield the criterion, the baseline and the rows of each table of gains by difficulty."""
         baselines = {row.name: row.baseline for row in self.rows}
         tables: dict[tuple[str, str], list[DifficultyRow]] = defaultdict(list)
         for row in self.difficulty_rows:
@@ -94,7 +101,7 @@ class StudyResults:
         yield from tables.items()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the results as JSON has them."""
+        """Return the results as a JSON object."""
         return {
             "title": self.study.title,
             "about": self.study.about,

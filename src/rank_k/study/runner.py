@@ -1,4 +1,4 @@
-"""One cell of a study: its run reranked through the study's journal."""
+"""Run one cell of a study."""
 
 from __future__ import annotations
 
@@ -26,17 +26,20 @@ def run_cell(
     folder: StudyFolder,
     show_progress: ShowProgress,
 ) -> RunStats:
-    """Rerank the cell's run and write it into the folder. Calls that are in the journal are not repeated.
+    """Rerank the first-stage run of a cell and write the result to the folder. Calls in the journal are not repeated.
 
     Args:
         cell: The cell.
-        collection: Its queries, documents and runs.
-        model: Its model.
-        connection: The options of `Reranker` that say how `model` is reached.
-        folder: Where the run and the journal are.
+        collection: The collection of the cell.
+        model: The model of the cell.
+        connection: Options of `Reranker` for the connection to the model, such as `server` and `api_key`.
+        folder: The folder with the runs and the journal.
         show_progress: Shows the progress.
 
-    Raises what `Reranker` raises; the journal then holds the finished calls.
+    Returns:
+        The counts of queries, windows, calls and tokens.
+
+    Raises what `Reranker` raises. The journal then contains all finished calls.
     """
     first_stage = collection.runs[cell.first_stage]
     split = cell.passage_split
@@ -52,7 +55,7 @@ def run_cell(
         if not model.simulate:
             folder.record_identity(model.name, reranker.model.identity)
         reranker.check(collection.queries[query_id] for query_id in first_stage.query_ids)
-        folder.run_file(cell).unlink(missing_ok=True)  # if it exists, the cell counts as finished
+        folder.run_file(cell).unlink(missing_ok=True)  # an existing file means that the cell is finished
         reranker.journal.delete_windows(folder.journal_run(cell))
         rankings = rerank_run(
             reranker,

@@ -1,6 +1,6 @@
-"""The main table of a study: a row per cell with quality and cost, compared within its group; and the Pareto set.
+"""The main table of a study: the quality and the cost of each cell, compared with the baseline of its group.
 
-The cells of a *group* can be compared query by query: they have the same judgments and the same kind of first stage.
+The cells of a *group* can be compared query by query: they have the same judgments and first stages of the same name.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ COST_AXES = {
     "rounds": ("rounds",),
     "seconds": ("seconds",),
 }
-"""The costs that quality is compared with, and the columns that each is the sum of."""
+"""The kinds of cost that quality is plotted against. Each is the sum of some columns of the table."""
 
 FIRST_STAGE = "first stage"
 
@@ -51,7 +51,7 @@ class Estimate(NamedTuple):
 
 
 def cost_columns(query: QueryCost) -> dict[str, float]:
-    """Return the cost of a query by column. `seconds`: with all windows of a round in flight at the same time."""
+    """Return the cost of a query by column. `seconds` assumes that all windows of a round are in flight together."""
     usage = query.usage
     return {
         "rounds": query.rounds,
@@ -67,13 +67,22 @@ def cost_columns(query: QueryCost) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class CellRow:
-    """The results of one cell.
+    """The results of one cell or of a first stage.
 
-    `group`: the sha256 of the judgments, and the name of the first stage. `cell`: None for the first stage itself,
-    which costs nothing. `values`: measure -> query id -> value. `run_queries`: the number of queries of the run.
-    `mean_cost`: the mean of `cost_columns` over these queries. `difference`: from the group's baseline in the first
-    measure; None if this is the baseline or there is none. `corrected_p`: the p value of its randomization test,
-    corrected by Holm for all rows of the study. `pareto_axes`: the costs on whose Pareto set the cell is.
+    Attributes:
+        group: The SHA-256 checksum of the judgments, and the name of the first stage.
+        collection: The name of the collection.
+        first_stage: The name of the first stage.
+        cell: The cell; None for the first stage itself, which costs nothing.
+        values: The values of each query: measure -> query id -> value.
+        quality: The mean of each measure.
+        run_queries: The number of queries of the run.
+        cost: The cost of the run.
+        mean_cost: The mean of `cost_columns` over the queries of the run.
+        difference: The difference from the baseline in the first measure; None for the baseline itself or without one.
+        baseline: The name of the baseline; empty without one.
+        corrected_p: The p value of the randomization test, corrected by Holm for all rows of the study.
+        pareto_axes: The kinds of cost for which the cell is on the Pareto set.
     """
 
     group: tuple[str, str]
@@ -104,12 +113,18 @@ class CellRow:
 
     @property
     def primary_quality(self) -> Estimate:
-        """The quality in the first measure, which counts."""
+        """The quality in the first measure."""
         return next(iter(self.quality.values()))
 
     @property
     def first_measure_values(self) -> Mapping[str, float]:
         return next(iter(self.values.values()))
+
+    @property
+    def unranked_share(self) -> float:
+        """The fraction of the windows that kept their input order because no answer was usable."""
+        windows = sum(query.windows for query in self.cost.queries.values())
+        return self.cost.unranked / windows if windows else 0.0
 
     def axis_cost(self, axis: str) -> float:
         """Return the mean cost per query on one of `COST_AXES`."""
@@ -126,7 +141,7 @@ def build_rows(
     folder: StudyFolder,
     journal: Journal,
 ) -> list[CellRow]:
-    """Return a row for every first stage and every cell, which must be finished; the rows of a run are together."""
+    """Return a row for every first stage and every cell, run by run. All cells must be finished."""
     rows: list[CellRow] = []
     for cell in cells:
         collection = collections[cell.collection]
@@ -158,7 +173,7 @@ def _build_row(
 
 
 def estimate_mean(values: Sequence[float]) -> Estimate:
-    """Return the mean of values of queries with its error and interval."""
+    """Return the mean of values over queries, its standard error and its interval."""
     error = stdev(values) / sqrt(len(values)) if len(values) > 1 else nan
     return Estimate(fmean(values), error, *bootstrap_interval(values))
 
@@ -181,7 +196,7 @@ def compare_rows(rows: Sequence[CellRow], baseline: str | None = None) -> list[C
     if rows and not baselines:
         settings = dict.fromkeys(row.setting for row in rows)
         raise InputError(
-            f"no cell is called {baseline!r}", f"write one of {', '.join(settings)}, or a cell's whole name"
+            f"no cell is called {baseline!r}", f"write one of {', '.join(settings)}, or the full name of a cell"
         )
     differences = {
         row.name: paired_difference(row.first_measure_values, baselines[row.group].first_measure_values)
@@ -202,7 +217,7 @@ def compare_rows(rows: Sequence[CellRow], baseline: str | None = None) -> list[C
 
 
 def mark_pareto_set(rows: Sequence[CellRow]) -> list[CellRow]:
-    """Return the rows with `pareto_axes`, by group. First stages, which cost nothing, are not on any Pareto set."""
+    """Return the rows with `pareto_axes`, computed within each group. First stages, which cost nothing, have none."""
     axes_by_name: dict[str, set[str]] = defaultdict(set)
     for axis, group in product(cost_axes(rows), {row.group for row in rows}):
         members = [row for row in rows if row.group == group and row.cell is not None]
@@ -213,12 +228,12 @@ def mark_pareto_set(rows: Sequence[CellRow]) -> list[CellRow]:
 
 
 def cost_axes(rows: Sequence[CellRow]) -> tuple[str, ...]:
-    """Return those of `COST_AXES` on which there are costs: a simulated judge takes no time."""
+    """Return the kinds of cost that are not zero everywhere. A simulated judge, for example, takes no time."""
     return tuple(axis for axis in COST_AXES if any(row.axis_cost(axis) for row in rows))
 
 
 def short_labels(rows: Sequence[CellRow]) -> dict[str, str]:
-    """Return the shortest unique name of each row: its setting, after those of collection, run and model that vary."""
+    """Return a short unique label for each row: its setting, preceded by the collection, run and model if they vary."""
     parts_by_name = {row.name: (row.collection, row.first_stage, row.model) for row in rows}
     varies = [len({*column} - {""}) > 1 for column in zip(*parts_by_name.values(), strict=True)]
     return {row.name: " ".join([*filter(None, compress(parts_by_name[row.name], varies)), row.setting]) for row in rows}
@@ -230,7 +245,7 @@ def short_labels(rows: Sequence[CellRow]) -> dict[str, str]:
 class AverageRow(NamedTuple):
     """The mean of a measure over collections of equal weight.
 
-    `error`: from the errors of the collections, whose queries are independent.
+    `error` is its standard error, computed from the standard errors of the collections.
     """
 
     average: str
@@ -242,7 +257,7 @@ class AverageRow(NamedTuple):
 
 
 def compute_averages(rows: Sequence[CellRow], averages: Sequence[CollectionAverage]) -> list[AverageRow]:
-    """Return the averages of every first stage, model and setting that has results in all of their collections."""
+    """Return each average for every first stage, model and setting that has results in all of its collections."""
     estimates_by_kind: dict[tuple[str, str, str], dict[str, Estimate]] = defaultdict(dict)
     for row in rows:
         estimates_by_kind[row.first_stage, row.model, row.setting][row.collection] = row.primary_quality
@@ -260,17 +275,17 @@ def compute_averages(rows: Sequence[CellRow], averages: Sequence[CollectionAvera
 
 
 def write_cells(path: Path, rows: Sequence[CellRow]) -> None:
-    """Write a line per row: the cell's settings, quality and cost, and its comparison."""
+    """Write a CSV file with a line per row: its settings, quality, cost and difference from the baseline."""
     _write_csv(path, [cell_to_dict(row) for row in rows])
 
 
 def write_queries(path: Path, rows: Sequence[CellRow]) -> None:
-    """Write a line per row and query."""
+    """Write a CSV file with a line per row and query."""
     _write_csv(path, [line for row in rows for line in _query_lines(row)])
 
 
 def cell_to_dict(row: CellRow) -> dict[str, Any]:
-    """Return a row of the table as CSV and JSON have it."""
+    """Return a row of the table with the keys of CSV and JSON."""
     settings = {axis: getattr(row.cell, axis, None) for axis in _SETTING_COLUMNS}
     difference = row.difference
     return {

@@ -74,6 +74,7 @@ def _format_row(row: CellRow, results: StudyResults) -> dict[str, str]:
         difference, interval = _format_difference(row.difference)
     cells = {
         "cell": row.setting,
+        **_format_unranked(row, results),
         results.study.measures[0]: mean,
         "±": error,
         "difference": difference,
@@ -96,6 +97,13 @@ def _format_row(row: CellRow, results: StudyResults) -> dict[str, str]:
         }
         cells["seconds"] = f"{costs['seconds']:.1f}" if costs["seconds"] else "-"
     return cells
+
+
+def _format_unranked(row: CellRow, results: StudyResults) -> dict[str, str]:
+    """Return the share of a cell's windows that kept their input order; no column if there are none in the study."""
+    if not any(each.cost.unranked for each in results.rows):
+        return {}
+    return {"unranked windows": f"{row.unranked_share:.0%} !" if row.cost.unranked else ""}
 
 
 def _format_estimate(estimate: Estimate) -> tuple[str, str]:
