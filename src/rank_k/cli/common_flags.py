@@ -39,6 +39,8 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "--documents": {"type": Path, "metavar": "FILE", "help": "JSONL (_id, title, text) or TSV"},
     "--qrels": {"type": Path, "metavar": "FILE", "help": "TREC or BEIR judgments (the data set's)"},
     "--run": {"type": Path, "metavar": "FILE", "help": "TREC run, or score.json (the data set's)"},
+    "--limit": {"type": positive_int, "metavar": "N", "help": "use only the first N queries"},
+    "--only": {"nargs": "+", "metavar": "ID", "help": "use only the queries with these ids"},
     "--noise": {"default": "strong", "metavar": "NOISE", "help": f"errors of the simulated model: {NOISE_HELP}"},
     "--measures": {
         "nargs": "+",
@@ -61,6 +63,23 @@ def add_flags(group: argparse._ActionsContainer, *flags: str) -> None:
     """Add flags that other commands have too."""
     for flag in flags:
         group.add_argument(flag, **_FLAGS[flag])
+
+
+def select_queries(args: argparse.Namespace, query_ids: Iterable[str]) -> list[str]:
+    """Return the ids of the queries that --only and --limit select, in their order.
+
+    Args:
+        args: The options of the command, with `only` and `limit`.
+        query_ids: The ids of all queries.
+
+    Raises:
+        InputError: If --only names a query that is not there.
+    """
+    known_ids = list(query_ids)
+    if args.only and (unknown_ids := set(args.only).difference(known_ids)):
+        raise InputError(f"--only {sorted(unknown_ids)[0]}: there is no such query", "check the id")
+    selected_ids = [query_id for query_id in known_ids if not args.only or query_id in args.only]
+    return selected_ids[: args.limit]
 
 
 def reject_flags(args: argparse.Namespace, names: Iterable[str], problem: str, remedy: str) -> None:

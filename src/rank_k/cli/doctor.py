@@ -40,11 +40,11 @@ def run(args: argparse.Namespace) -> int:
         official = ", the prompt of the Rank-K authors" if template.sha256 == OFFICIAL_SHA256 else ""
         _print_row("prompt", f"{template.name}, sha256 {template.sha256}{official}")
     try:
-        asyncio.run(_check_model(args))
+        is_usable = asyncio.run(_check_model(args))
     except RankKError as error:
         _print_row("model", str(error))
         return 1
-    return 0
+    return 0 if is_usable else 1
 
 
 def _print_row(label: str, text: str) -> None:
@@ -66,15 +66,15 @@ def _installed_version(module: str, packages: Mapping[str, Sequence[str]]) -> st
     return f"{name} {metadata.version(name)}" if name in names else None
 
 
-async def _check_model(args: argparse.Namespace) -> None:
+async def _check_model(args: argparse.Namespace) -> bool:
+    """Print what the model is and, with --probe, what it can do. Return whether its rankings are usable."""
     options = {**given_options(args), "api_key": api_key(args.server, args.api_key_env)}
     resolved, local_model = resolve_options(args.model, options)
     model = build_model(args.model, local_model, resolved)
     try:
         await model.prepare()
         _print_server(model)
-        if args.probe:
-            await _print_probes(model)
+        return await _print_probes(model) if args.probe else True
     finally:
         await model.close()
 
@@ -89,26 +89,36 @@ def _print_server(model: Model) -> None:
     _print_row("context", f"{model.context_length:,} tokens{note}")
 
 
-async def _print_probes(model: Model) -> None:
+async def _print_probes(model: Model) -> bool:
+    """Print what each probe shows. Return whether the model ranked a window."""
+    is_usable = True
     for label, probe in _probes().items():
         try:
             _print_row(label, await probe(model))
         except ModelError as error:
             _print_row(label, f"no: {error}")
+            is_usable = is_usable and probe is not _probe_ranking
+    return is_usable
 
 
 async def _probe_ranking(model: Model) -> str:
-    """Rank a window of three passages."""
+    """Rank a window of three passages. Raises `ModelError` if the answer has no usable ranking."""
     passages = ["Rain is water that falls from clouds.", "The sky is blue since air scatters blue light.", "Cats purr."]
     messages = default_template().messages("why is the sky blue", passages)
     response = await model.complete(Request(messages, max_tokens=min(2000, model.context_length // 2), seed=0))
     answer = parse_ranking(response.text, 3, reasoning=response.reasoning, finish_reason=response.finish_reason)
+    if not answer.is_valid:
+        text = " ".join(response.text.split())[:200]
+        raise ModelError(
+            f"the answer has no usable ranking: {text!r}" if text else "the answer is empty",
+            "give the name of a model that follows instructions, and its --server-type if it was not detected",
+        )
     ranking = " > ".join(" = ".join(f"[{number}]" for number in tier) for tier in answer.tiers)
     trace_place = "in a field of its own" if response.reasoning else "in the text" if answer.trace else "none"
     usage = response.usage
     repairs = ", ".join(f"{kind} {count}" for kind, count in answer.repairs.items())
     return (
-        f"{ranking if answer.is_valid else 'not usable'} in {response.seconds:.1f} s; reasoning {trace_place};"
+        f"{ranking} in {response.seconds:.1f} s; reasoning {trace_place};"
         f" {usage.prompt_tokens} tokens in, {usage.completion_tokens} out{' (estimated)' if usage.estimated else ''};"
         f" {f'repairs: {repairs}' if repairs else 'no repairs'}"
     )

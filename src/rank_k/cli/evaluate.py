@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ from rank_k.cli.file_checks import check_outputs
 from rank_k.cli.price_options import add_price_options, prices_for_model
 from rank_k.cli.render import evaluation_text, preferences_text
 from rank_k.cli.render.tables import print_tables
+from rank_k.cli.render.words import count_noun
 from rank_k.data.collections.base import RunWithoutExcluded
 from rank_k.data.queries import read_queries
 from rank_k.data.trec import read_qrels, read_run
@@ -36,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ties",
         choices=("file", "trec_eval"),
         help="equal scores: in the order of the file (the default), or by descending id as in trec_eval",
+    )
+    parser.add_argument(
+        "--common-queries",
+        action="store_true",
+        help="average over the judged queries that all runs contain; without it, a missing query counts as 0",
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="a line for each run, measure and query")
     group = parser.add_argument_group(
@@ -94,6 +100,8 @@ def _compare(args: argparse.Namespace, *, intervals: bool) -> RunComparison:
             raise InputError(
                 f"none of the queries of {name} is judged in {qrels_file}", "give files that belong together"
             )
+    if args.common_queries:
+        qrels = _common_queries(qrels, runs.values())
     costs = {name: _run_cost(args, name, run_files[name], journals[name], name in named_journals) for name in journals}
     return compare_runs(
         qrels,
@@ -104,6 +112,22 @@ def _compare(args: argparse.Namespace, *, intervals: bool) -> RunComparison:
         costs=costs,
         intervals=intervals,
     )
+
+
+def _common_queries(qrels: Mapping[str, dict[str, int]], runs: Collection[Run]) -> dict[str, dict[str, int]]:
+    """Return the judgments of the queries that all runs contain, and print how many these are.
+
+    Raises `InputError` if there are none.
+    """
+    common = {query_id: grades for query_id, grades in qrels.items() if all(query_id in run for run in runs)}
+    if not common:
+        raise InputError("no judged query is in all runs", "leave --common-queries out")
+    print(
+        f"WARNING: only {len(common):,} of {count_noun(len(qrels), 'judged query')} are in all runs;"
+        " all measures are averages over these",
+        file=sys.stderr,
+    )
+    return common
 
 
 def _render_report(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
 
-from rank_k.errors import InputError
+from rank_k.errors import InputError, JournalError
 from rank_k.journal import Journal
 
 _SIDE_FILES = ("", ".part", "-wal", "-shm")
@@ -61,9 +61,15 @@ def open_journal(file: Path, remedy: str) -> Journal:
         remedy: What to do if there is no such journal.
 
     Raises:
-        InputError: If there is no such file.
+        InputError: If there is no such file, or it is a run that has a journal beside it.
         JournalError: If it is not a journal.
     """
     if not file.is_file():
         raise InputError(f"there is no journal {file}", remedy)
-    return Journal(file, read_only=True)
+    try:
+        return Journal(file, read_only=True)
+    except JournalError as error:
+        own_journal = file.with_name(f"{file.name}.journal.sqlite")
+        if own_journal.is_file():
+            raise InputError(error.problem, f"did you mean {own_journal}?") from error
+        raise

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from rank_k.cli.collection_options import RequestedCollection, add_collection_options
-from rank_k.cli.common_flags import positive_int
+from rank_k.cli.common_flags import add_flags, positive_int, select_queries
+from rank_k.cli.render.words import count_noun
 from rank_k.data.collections.base import RunWithoutExcluded
 from rank_k.data.queries import read_queries
 from rank_k.data.trec import RunWriter
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the documents, an ISO 639-1 code (en); see docs/languages.md",
     )
     add_collection_options(parser)
+    add_flags(parser, "--limit", "--only")
     parser.add_argument(
         "--query-fields",
         metavar="NAMES",
@@ -35,15 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     analyzer = analyzer_for(args.language)
     collection = RequestedCollection(args)
-    queries = read_queries(collection.queries, args.query_fields)
+    all_queries = read_queries(collection.queries, args.query_fields)
+    queries = [all_queries[query_id] for query_id in select_queries(args, all_queries)]
     excluded = collection.excluded
     depth = args.depth + max(map(len, excluded.values()), default=0)
     empty_count = 0
     with RunWriter(args.output, "bm25") as writer:
-        results = retrieve(queries.values(), collection.corpus.passages(), depth=depth, analyzer=analyzer)
+        results = retrieve(queries, collection.corpus.passages(), depth=depth, analyzer=analyzer)
         for query_id, candidates in RunWithoutExcluded(results, excluded):
             empty_count += not candidates
             writer.write(query_id, [candidate.doc_id for candidate in candidates[: args.depth]])
-    note = f"; {empty_count} of them found nothing" if empty_count else ""
-    print(f"{len(queries)} queries{note}: {args.output}", file=sys.stderr)
+    note = f"; no passage was found for {empty_count:,} of them" if empty_count else ""
+    print(f"{count_noun(len(queries), 'query')}{note}: {args.output}", file=sys.stderr)
     return 0

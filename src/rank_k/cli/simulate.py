@@ -12,9 +12,10 @@ from typing import Any
 from rank_k.cli.collection_options import RequestedCollection
 from rank_k.cli.common_flags import add_flags, non_negative_float, positive_int
 from rank_k.cli.model_options import add_options, import_strategies
-from rank_k.cli.progress import format_count, format_seconds, progress_bar
+from rank_k.cli.progress import progress_bar
 from rank_k.cli.render.evaluation_text import without_nan
 from rank_k.cli.render.tables import Table, print_tables
+from rank_k.cli.render.words import format_count, format_seconds
 from rank_k.data.collections.base import RunWithoutExcluded
 from rank_k.data.trec import read_qrels, read_run
 from rank_k.errors import InputError

@@ -17,10 +17,12 @@ from typing import Any
 from rank_k.cli import resumable
 from rank_k.cli.common_flags import DATASET_HELP, add_flags
 from rank_k.cli.model_options import add_server_options
-from rank_k.cli.progress import format_seconds, progress_bar, show_progress
+from rank_k.cli.progress import progress_bar
 from rank_k.cli.render.evaluation_text import without_nan
 from rank_k.cli.render.study_text import cell_listing, notes, tables
 from rank_k.cli.render.tables import print_tables
+from rank_k.cli.render.words import format_seconds
+from rank_k.cli.run_progress import show_progress
 from rank_k.cli.study_options import add_axes, apply_server_options, connection_options, study_from_args
 from rank_k.errors import ConnectionFailed, InputError, RankKError, RetriesExhausted
 from rank_k.evaluation.measures import evaluate

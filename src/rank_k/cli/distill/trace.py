@@ -20,8 +20,8 @@ from rank_k.cli.model_options import (
     run_settings,
 )
 from rank_k.cli.price_options import add_price_options, prices_for_model
-from rank_k.cli.progress import show_progress
 from rank_k.cli.render import rerank_summary
+from rank_k.cli.run_progress import show_progress
 from rank_k.data.trec import read_qrels
 from rank_k.distill.candidate_sets import CandidateSet, read_candidate_sets
 from rank_k.distill.labels_teacher import LabelsTeacher, max_grade_by_source
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
                 active_sets,
                 set_count=judged_counts.total() - unjudged_count,
                 settings=run_settings(args, reranker.options),
-                show_progress=show_progress(args.quiet),
+                show_progress=show_progress(args.quiet, noun="set"),
                 token_budget=args.token_budget,
             ):
                 pass
@@ -88,7 +88,9 @@ def run(args: argparse.Namespace) -> int:
             if unjudged_count:
                 print(f"{unjudged_count:,} sets left out: nothing is known of their queries", file=sys.stderr)
             print(
-                "\n".join(rerank_summary.lines(reranker.stats, time.monotonic() - start_time, token_prices)),
+                "\n".join(
+                    rerank_summary.lines(reranker.stats, time.monotonic() - start_time, token_prices, noun="set")
+                ),
                 file=sys.stderr,
             )
     return 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rank_k.cli.progress import format_count
-from rank_k.cli.render.rerank_summary import REPAIRS
+from rank_k.cli.render.rerank_summary import describe_repair
 from rank_k.cli.render.tables import Table
+from rank_k.cli.render.words import format_count
 from rank_k.evaluation.significance import PairedDifference
 from rank_k.study.grid import Cell, Study
 from rank_k.study.results import StudyResults
@@ -110,7 +110,7 @@ def notes(results: StudyResults) -> Iterator[str]:
             given_up_note = f"; {given_up} were given up: the same command asks again" if given_up else ""
             yield f"{row.name}: left in input order: {row.cost.unranked} of {windows} windows{given_up_note}"
         if repairs:
-            repair_text = "; ".join(f"{count:,} {REPAIRS.get(kind, kind)}" for kind, count in repairs.items())
+            repair_text = "; ".join(describe_repair(kind, count) for kind, count in repairs.items())
             yield f"{row.name}: repairs: {repair_text}"
     for name in results.unfinished:
         yield f"{name}: not finished, not in the tables"
