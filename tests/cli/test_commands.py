@@ -218,16 +218,31 @@ def test_doctor_detects_the_server_type_and_probes_it(
     result = rank_k("doctor", "--server", server.url)
     assert (result.code, result.err) == (0, "")
     assert f"{server.url}, server type {server_type}" in result.out
-    assert "oracle answers" in result.out
+    assert "oracle responds" in result.out
     assert server.calls == [], "without --probe nothing is asked"
     assert ("assumed" in result.out) == (owned_by in ("me", "llamacpp"))  # whose context stands elsewhere
 
     result = rank_k("doctor", "--server", server.url, "--probe")
     assert result.code == 0
     lines_by_label = {line.split("  ")[0]: line for line in result.out.splitlines()}
-    assert "in a field of its own" in lines_by_label["order"]
+    assert "in a separate field" in lines_by_label["order"]
     assert "[1]" in lines_by_label["order"]
     assert len(server.calls) >= 2
+
+
+def test_doctor_probe_exits_1_if_the_ranking_is_unusable(rank_k: RankK, loopback: StartLoopback) -> None:
+    result = rank_k("doctor", "--server", loopback(garbage=1.0).url, "--probe")
+    assert (result.code, result.err) == (1, "")
+    [order] = [line for line in result.out.splitlines() if line.startswith("order ")]
+    assert "no usable ranking" in order
+
+
+def test_journal_suggests_the_journal_of_a_run(
+    collection_folder: Path, rank_k: RankK, loopback: StartLoopback
+) -> None:
+    rank_k(*RERANK, *server_options(loopback()))
+    assert "did you mean out.trec.journal.sqlite?" in rank_k("journal", "cost", "out.trec").err
+    assert "; give the journal of a run, such as " in rank_k("journal", "cost", "run.trec").err
 
 
 def test_doctor_reports_what_fails(

@@ -316,6 +316,19 @@ def test_evaluate_skips_an_unreadable_journal_unless_named(rank_k: RankK) -> Non
 # --- the report ---
 
 
+def test_evaluate_common_queries_averages_over_queries_of_all_runs(rank_k: RankK) -> None:
+    lines = Path("good.trec").read_text().splitlines(keepends=True)
+    Path("part.trec").write_text("".join(line for line in lines if line.split()[0] in QUERIES[:3]))
+    out, err = rank_k(*EVALUATE, "good.trec", "part.trec", "--common-queries", "--json")
+    assert err.startswith("WARNING: only 3 of 12 judged queries are in all runs")
+    means = [run["mean"]["nDCG@10"] for run in json.loads(out).values()]
+    assert means[0] == means[1]
+    out, err = rank_k(*EVALUATE, "good.trec", "part.trec", "--json")
+    assert "9 judged queries" in err
+    means = [run["mean"]["nDCG@10"] for run in json.loads(out).values()]
+    assert means[0] > 3 * means[1]
+
+
 def test_evaluate_report_contains_the_command_that_recreates_it(rank_k: RankK) -> None:
     rank_k(*RERANK, *JUDGE_OPTIONS, "--output", "new.trec")
     run_options = ("bm25.trec", "new.trec", "--baseline", "bm25.trec", "--measures", "nDCG@10", "AP")

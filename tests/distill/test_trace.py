@@ -155,7 +155,7 @@ def test_distill_trace_and_select_with_a_server(
     server = loopback()
     assert main([*TRACE, *server_options(server), "--samples", "3", "--price-in", "1", "--price-out", "2"]) == 0
     stderr = capsys.readouterr().err
-    assert "6 queries, 6 rounds, " in stderr
+    assert "6 sets, 6 rounds, " in stderr
     assert "cost: 0.0" in stderr
     assert main([*SELECT, "--rule", "all", "--min-ndcg", "1"]) == 0
     training_rows = read_rows()
@@ -260,13 +260,13 @@ def test_distill_trace_stops_at_the_token_budget(
     )
     assert "unfinished, best so far: " in capsys.readouterr().err
     assert main([*TRACE, *server_options(loopback()), "--samples", "1", "--concurrency", "1"]) == 0
-    assert "6 queries, 6 rounds, 6 calls (" in capsys.readouterr().err
+    assert "6 sets, 6 rounds, 6 calls (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--teacher", "labels", "--server", "http://localhost:1/v1"), "--teacher labels asks no model"),
+        (("--teacher", "labels", "--server", "http://localhost:1/v1"), "--teacher labels does not use a model"),
         (("--form", "order", "--simulate", "qrels.trec"), "--form and --tokenizer are for --teacher labels"),
         (("--simulate", "qrels.trec", "--noise", "weka"), "there is no noise 'weka'; did you mean weak?"),
         (("--simulate", "qrels.trec", "--reasoning", "auto"), "--reasoning auto leaves some sets without a thought"),

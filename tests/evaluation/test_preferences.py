@@ -476,8 +476,8 @@ def test_judging_page_lists_interval_width_by_query_count() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run.trec", "--preferences", "{}"], "--preferences has no use for RUN"),
-        (["--preferences", "{}", "--qrels", "q"], "--preferences has no use for --qrels"),
+        (["run.trec", "--preferences", "{}"], "RUN has no effect with --preferences"),
+        (["--preferences", "{}", "--qrels", "q"], "--qrels has no effect with --preferences"),
         (["--preferences", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--qrels", "q"], "there is no run to evaluate"),
     ],

@@ -177,7 +177,7 @@ def server() -> Iterator[ServerClient]:
             if cores:
                 os.sched_setaffinity(0, cores)
             assert running.first_line.startswith(
-                "rank-k serve: rank-k-nano, by comparison and likelihood, at http://127.0.0.1:"
+                "rank-k serve: rank-k-nano (combined) at http://127.0.0.1:"
             )
             yield running.served
     finally:

@@ -26,7 +26,7 @@ from rank_k.window.base import WindowReport
 SHOWCASE = ("random-items", "secret-token")
 """The questions that are shown by default, because rank-k-nano improves them clearly. --all shows every question."""
 DEPTH = 12
-_SHOWN_ROWS = 5
+_TABLE_ROWS = 5
 _GIST_LENGTH = 32
 _TRACE_LENGTH = 64
 _MARKS = {3: "●", 2: "●", 1: "○"}
@@ -43,19 +43,23 @@ METHOD_DESCRIPTIONS = {
 
 NEXT_STEPS = """\
 What to try next:
-  rank-k demo --query "how do I run a function after a delay"   ask a question of your own
-  rank-k demo --all                                             average over all {count} judged questions ({seconds})
-  rank-k serve                                                  open the web page, which shows the reasoning
-  rank-k retrieve --help, then rank-k rerank --help             rerank your own documents"""
+  rank-k demo --query "how do I call a function later, after a delay"   your own question
+  rank-k demo --all                                                      all {count} questions ({seconds})
+  rank-k serve                                                           web page that shows the reasoning
+  rank-k rerank --help                                                   rerank your own run"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     questions = parser.add_mutually_exclusive_group()
-    questions.add_argument("--query", metavar="TEXT", help="a question of your own about Python")
+    questions.add_argument("--query", metavar="TEXT", help="your own question about Python")
     questions.add_argument(
-        "--all", action="store_true", help="all judged questions instead of two that the model improves clearly"
+        "--all",
+        action="store_true",
+        help="rerank all judged questions, instead of two for which the model helps clearly",
     )
-    parser.add_argument("--depth", type=positive_int, default=DEPTH, metavar="N", help="passages per question")
+    parser.add_argument(
+        "--depth", type=positive_int, default=DEPTH, metavar="N", help="number of passages per question"
+    )
     add_options(parser, [OPTIONS[name] for name in ("method", "reasoning", "max_tokens")])
     add_server_options(parser)
 
@@ -102,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of the reranker. Distilled models have suitable ones of their own."""
+    """Return the options of the reranker. A distilled model has its own."""
     options = {**reranker_options(args), "depth": None}
     if args.server is None and find_student(args.model or default_model(args.method)) is None:
         return {"passage_tokens": PASSAGE_TOKENS, "max_tokens": 256, "temperature": 0.0, **options}
@@ -151,7 +155,7 @@ def _print_question(demo: _Demo, query: Query, ranking: Sequence[Candidate], tra
     ]
     old_ids = [candidate.doc_id for candidate in demo.first_stage[query.query_id]]
     rows = []
-    for index, (old_id, candidate) in enumerate(zip(old_ids, ranking[:_SHOWN_ROWS], strict=False)):
+    for index, (old_id, candidate) in enumerate(zip(old_ids, ranking[:_TABLE_ROWS], strict=False)):
         old_index = old_ids.index(candidate.doc_id)
         arrow = "=" if old_index == index else "↑" if old_index > index else "↓"
         gists = (_gist(demo.passages[doc_id], grades) for doc_id in (old_id, candidate.doc_id))

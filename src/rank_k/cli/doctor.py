@@ -1,4 +1,4 @@
-"""`rank-k doctor`: what is installed, which server answers, what it can do."""
+"""`rank-k doctor`: show what is installed, whether the model responds, and what it can do."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ from rank_k.window.scorers import query_log_probability
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--probe", action="store_true", help="ask the model a few small questions")
-    parser.add_argument("--prompt", type=Path, metavar="FILE", help="a prompt template to look at")
+    parser.add_argument(
+        "--probe", action="store_true", help="send a few small requests to the model, and fail if it cannot rank"
+    )
+    parser.add_argument("--prompt", type=Path, metavar="FILE", help="prompt template to check")
     add_server_options(parser)
 
 
@@ -37,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     _print_extras()
     if args.prompt is not None:
         template = read_template(args.prompt)
-        official = ", the prompt of the Rank-K authors" if template.sha256 == OFFICIAL_SHA256 else ""
+        official = "; this is the prompt of the Rank-K paper" if template.sha256 == OFFICIAL_SHA256 else ""
         _print_row("prompt", f"{template.name}, sha256 {template.sha256}{official}")
     try:
         is_usable = asyncio.run(_check_model(args))
@@ -60,7 +62,7 @@ def _print_extras() -> None:
 
 
 def _installed_version(module: str, packages: Mapping[str, Sequence[str]]) -> str | None:
-    """Return name and version of the distribution that installs `module`, or None if it is not installed."""
+    """Return name and version of the distribution that installs `module`; None if it is not installed."""
     names = packages.get(module.partition(".")[0], ())
     name = module if "." in module else next(iter(names), "")  # many distributions share a namespace: backports.zstd
     return f"{name} {metadata.version(name)}" if name in names else None
@@ -80,12 +82,12 @@ async def _check_model(args: argparse.Namespace) -> bool:
 
 
 def _print_server(model: Model) -> None:
-    _print_row("model", f"{model.name} answers")
+    _print_row("model", f"{model.name} responds")
     note = ""
     if isinstance(model, HttpModel):
         _print_row("server", f"{model.url}, server type {model.server_type.name}")
         if not model.context_length_is_known:
-            note = " (assumed, because the server does not report it; --context-length sets it)"
+            note = " (assumed, because the server does not report it; set it with --context-length)"
     _print_row("context", f"{model.context_length:,} tokens{note}")
 
 
@@ -114,7 +116,7 @@ async def _probe_ranking(model: Model) -> str:
             "give the name of a model that follows instructions, and its --server-type if it was not detected",
         )
     ranking = " > ".join(" = ".join(f"[{number}]" for number in tier) for tier in answer.tiers)
-    trace_place = "in a field of its own" if response.reasoning else "in the text" if answer.trace else "none"
+    trace_place = "in a separate field" if response.reasoning else "in the text" if answer.trace else "none"
     usage = response.usage
     repairs = ", ".join(f"{kind} {count}" for kind, count in answer.repairs.items())
     return (
@@ -168,20 +170,20 @@ def _probes() -> dict[str, Callable[[Model], Awaitable[str]]]:
         "grammar": _Probe(
             request("Tell me a story.", 64, reasoning=False, constrain_to_ranking_of=4),
             _describe_grammar,
-            {"grammar": "not supported: answers are unconstrained, and repaired where necessary"},
+            {"grammar": "not supported: answers are unconstrained, and repaired if necessary"},
         ),
         "budget": _Probe(
             request("How many primes are below 100? Think it through.", 600, reasoning_budget=32),
             _describe_budget,
             {
-                "reasoning_budget": "not supported: reasoning ends at the token limit, and Rank-K closes it",
-                "reasons": "not needed: the model does not reason by itself",
+                "reasoning_budget": "not supported: truncated reasoning needs a second call for the answer",
+                "reasons": "not needed: the model does not reason",
             },
         ),
         "logprobs": _Probe(
             request("Say yes.", 4, reasoning=False, logprobs=True),
             lambda response: f"supported ({len(response.tokens)} tokens)" if response.tokens else "ignored",
-            {"logprobs": "not supported: confidence comes from a second response"},
+            {"logprobs": "not supported: --reasoning auto estimates confidence from a second response"},
         ),
         "likelihood": _Probe(
             request("The sky is", 1, forced_text=" blue"),
@@ -209,7 +211,7 @@ def _describe_grammar(response: Response) -> str:
 def _describe_budget(response: Response) -> str:
     tokens = response.usage.reasoning_tokens
     if not tokens:
-        return "unknown: the model did not reason"
+        return "unknown, because the model did not reason"
     return f"{'supported' if tokens <= 40 else 'ignored'}: {tokens} reasoning tokens with a budget of 32"
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LOG_SECONDS = 30.0
 """Seconds between two lines if standard error is not a terminal."""
 _NOTICE_SECONDS = 1.0
-"""Seconds between two looks for a notice if standard error is not a terminal."""
+"""Seconds between two polls if standard error is not a terminal."""
 _REFRESHES_PER_SECOND = 2
 
 
@@ -57,7 +57,7 @@ def progress_bar(
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
-    time_columns = [TimeRemainingColumn()] if poll is None else []  # polled details have an estimate of their own
+    time_columns = [TimeRemainingColumn()] if poll is None else []  # polled details contain an estimate
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(20),

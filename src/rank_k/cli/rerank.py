@@ -1,4 +1,4 @@
-"""`rank-k rerank`: a run in, a better run out."""
+"""`rank-k rerank`: rerank a first-stage run."""
 
 from __future__ import annotations
 
@@ -41,29 +41,34 @@ from rank_k.types import Candidate, PassageSource, Query
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, "--run")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the new run")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="file for the new run")
     add_collection_options(parser)
     add_flags(parser, "--limit", "--only")
     parser.add_argument(
         "--query-fields",
         metavar="NAMES",
-        help="what the model sees of a query (text), such as title,description,narrative",
+        help="fields of a query that the model sees, such as title,description,narrative (default: text)",
     )
     add_options(parser.add_argument_group("long documents"), options_of(LongDocumentOptions).values())
     add_server_options(parser, simulation={})
     add_ranking_options(parser)
-    group = parser.add_argument_group("keeping")
-    group.add_argument("--journal", type=Path, metavar="FILE", help="where calls are kept (OUTPUT.journal.sqlite)")
-    group.add_argument("--report", type=Path, metavar="FILE", help="the summary as JSON")
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--journal",
+        type=Path,
+        metavar="FILE",
+        help="file that stores every call, to resume (default: OUTPUT.journal.sqlite)",
+    )
+    group.add_argument("--report", type=Path, metavar="FILE", help="file for the summary as JSON")
     add_options(group, options_of(LimitOptions).values())
     add_price_options(group)
-    group.add_argument("--tag", default="rank-k", metavar="TEXT", help="last column of the new run")
+    group.add_argument("--tag", default="rank-k", metavar="TEXT", help="name of the run in its last column")
     add_flags(group, "--strict", "--quiet")
 
 
 def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
-    options = reranker_options(args)  # mistakes in options come before work on files
+    options = reranker_options(args)  # user errors in options are reported before files are read
     depth = args.depth or RankingOptions.depth
     split = passage_split(vars(args), args.passage_tokens or InferenceOptions.passage_tokens)
     if split is not None:
@@ -157,7 +162,7 @@ def _select_queries(
 
 
 def _check_documents(run: Iterable[tuple[str, Sequence[Candidate]]], store: PassageSource, depth: int) -> None:
-    """Every text is there: found out before the first call is paid."""
+    """Raise `InputError` if a candidate has no text, before the first call is paid."""
     for query_id, candidates in run:
         for candidate in candidates[:depth]:
             store.get(candidate.doc_id, query_id)

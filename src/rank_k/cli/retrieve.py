@@ -1,4 +1,4 @@
-"""`rank-k retrieve`: make a first-stage run with BM25."""
+"""`rank-k retrieve`: create a first-stage run with BM25."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from rank_k.retrieval.bm25 import retrieve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the run")
-    parser.add_argument("--depth", type=positive_int, default=100, metavar="N", help="candidates per query")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="file for the new run")
+    parser.add_argument("--depth", type=positive_int, default=100, metavar="N", help="number of candidates per query")
     parser.add_argument(
         "--language",
         default="en",
         metavar="CODE",
-        help="of the documents, an ISO 639-1 code (en); see docs/languages.md",
+        help="language of the documents, an ISO 639-1 code; see docs/languages.md",
     )
     add_collection_options(parser)
     add_flags(parser, "--limit", "--only")
     parser.add_argument(
         "--query-fields",
         metavar="NAMES",
-        help="what to search with (text): title,description of topics, or ht, a translation the model will not see",
+        help="fields of a query to search with, such as title,description (default: text)",
     )
 
 

@@ -1,4 +1,4 @@
-"""How far a run is, in calls to the model, and how long the rest of it takes.
+"""The progress of a run in calls to the model, and the time left.
 
 The calls of a query are planned by its strategy before the first one is made. Times are estimated from the calls of
 the same run. They are assumed to be proportional to the passages in the prompts, because a call that compares 20
@@ -125,7 +125,7 @@ class RunProgress:
         return max(self.new_calls - self.stats.new_calls, 0)
 
     def _seconds_for(self, passages: float) -> float | None:
-        """Return the estimated time of calls with so many passages in their prompts."""
+        """Return the estimated time of calls that have this number of passages in their prompts."""
         new_passages = self._new_passages + self._unreported_calls
         if self.new_calls < _MIN_CALLS or not new_passages:
             return None

@@ -1,4 +1,4 @@
-"""Preferences of people as tables for the terminal and as JSON for programs."""
+"""Preference judgments as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rank_k.evaluation.preferences import Preferences, Share, SideCounts
 
 
 def notes(preferences: Preferences) -> Iterator[str]:
-    """Yield what readers should know about the rows in addition to the tables."""
+    """Yield which judgments are not counted, and which are not blind."""
     current = preferences.current
     counts = {
-        "not counted, rows that are there twice": current.repeated,
-        "not counted, judgments replaced by later ones of the same judge": current.replaced,
-        "not counted, judgments taken back": current.undone,
-        "judgments made with the systems' names in sight": preferences.unblinded,
+        "rows left out because they are repeated": current.repeated,
+        "judgments left out because the same judge replaced them later": current.replaced,
+        "judgments left out because they were undone": current.undone,
+        "judgments by judges who could see the names of the systems": preferences.unblinded,
     }
     yield from (f"{label}: {count}" for label, count in counts.items() if count)
 
@@ -27,7 +27,7 @@ def tables(preferences: Preferences) -> Iterator[Table]:
     """Yield the pairs of systems, the judges, and their agreement."""
     correction = f", corrected for {len(preferences.pairs)} pairs (Holm)" if len(preferences.pairs) > 1 else ""
     yield Table(
-        ["first", "second", "queries", "judgments", "win rate", "95 % interval", "won", "tied", "lost", "p"],
+        ["first", "second", "queries", "judgments", "win rate", "95% interval", "won", "tied", "lost", "p"],
         [
             [
                 *(pair.first, pair.second, pair.queries, pair.judgments),
@@ -38,10 +38,8 @@ def tables(preferences: Preferences) -> Iterator[Table]:
             for pair in preferences.pairs
         ],
         align="ll",
-        title="preferences: the first of two systems over the second, ties counting half",
-        notes=[
-            f"every query weighs the same; intervals by Wilson, over queries; p by randomization of signs{correction}"
-        ],
+        title="preferences for the first of two systems; a tie counts as half a win",
+        notes=[f"all queries have the same weight; Wilson intervals over queries; p by sign randomization{correction}"],
     )
     judge_rows = [
         [judge.name, *_sides_cells(judge.sides), _format(judge.median_seconds, 1)] for judge in preferences.judges
@@ -49,13 +47,13 @@ def tables(preferences: Preferences) -> Iterator[Table]:
     if len(judge_rows) > 1:
         judge_rows.append(["all", *_sides_cells(preferences.sides), ""])
     yield Table(
-        ["judge", "judgments", "ties", "left", "95 % interval", "p", "seconds"],
+        ["judge", "judgments", "ties", "left", "95% interval", "p", "seconds"],
         judge_rows,
-        title="judges, and how often each preferred what stood on the left",
+        title="judges, and how often each preferred the ranking on the left",
     )
     if preferences.agreement:
         yield Table(
-            ["judges", "coefficient", "items", "same", "value", "95 % interval"],
+            ["judges", "coefficient", "items", "same", "value", "95% interval"],
             [
                 [
                     f"all {len(preferences.judges)}" if len(agreement.judges) > 2 else ", ".join(agreement.judges),
@@ -65,7 +63,7 @@ def tables(preferences: Preferences) -> Iterator[Table]:
                 for agreement in preferences.agreement
             ],
             align="ll",
-            title="agreement on what more than one has judged; 95 % bootstrap intervals over queries",
+            title="agreement on items with several judgments; 95% bootstrap intervals over queries",
         )
 
 
@@ -90,7 +88,7 @@ def _format_p(value: float | None) -> str:
 
 
 def as_json(preferences: Preferences) -> str:
-    """Return everything that was computed. What cannot be computed is null."""
+    """Return all results as a JSON object. Values that cannot be computed are null."""
     current = preferences.current
     output: dict[str, Any] = {
         "pairs": [asdict(pair) for pair in preferences.pairs],

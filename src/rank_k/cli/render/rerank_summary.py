@@ -1,4 +1,4 @@
-"""The summary of a reranked run: lines for the terminal, and a report as JSON."""
+"""The summary of a reranked run as text and as JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REPAIRS = {
     "windows_reasoned": ("window", "ranked with reasoning because the direct answer was not confident"),
     "unmatched_think_tag": ("reasoning tag", "without the other tag of its pair"),
     "unranked": ("answer", "without a usable ranking"),
-    "retries_exhausted": ("window", "given up after all retries"),
+    "retries_exhausted": ("window", "without a response after all retries"),
     "content_filtered": ("window", "rejected by the content filter of the server"),
     "passages_truncated": ("passage", "truncated to --passage-tokens"),
     "context_truncated": ("passage", "truncated further to fit into the context of the model"),
@@ -47,7 +47,7 @@ REPAIRS = {
 }
 """Every kind of repair and truncation: the noun that is counted, and what happened to it."""
 
-LIKELIHOOD_NOTE = "ranked by query likelihood, without comparing passages (see docs/embedded.md)"
+LIKELIHOOD_NOTE = "method likelihood: passages were scored one by one and not compared (see docs/embedded.md)"
 ALL_UNRANKED = (
     "no window could be ranked, and the output has the order of the input: rank-k doctor --probe shows what the model"
     " answers"

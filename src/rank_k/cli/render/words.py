@@ -1,4 +1,4 @@
-"""Numbers and durations as people write them."""
+"""Counts and durations as text."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ def count_noun(count: int, noun: str) -> str:
 
 
 def describe_count(count: int, noun: str, description: str) -> str:
-    """Return a count with its noun and what is said about it: "2 queries left out"."""
+    """Return a count with its noun and a description: "2 queries left out"."""
     return f"{count_noun(count, noun)} {description}".rstrip()
 
 
 def format_seconds(seconds: float) -> str:
-    """Return seconds in the units that people use: 42 s, 3 min 05 s, 2 h 10 min."""
+    """Return seconds as text: 42 s, 3 min 05 s, 2 h 10 min."""
     rounded = round(seconds)
     if rounded < 60:
         return f"{rounded} s"
