@@ -237,9 +237,7 @@ def test_doctor_probe_exits_1_if_the_ranking_is_unusable(rank_k: RankK, loopback
     assert "no usable ranking" in order
 
 
-def test_journal_suggests_the_journal_of_a_run(
-    collection_folder: Path, rank_k: RankK, loopback: StartLoopback
-) -> None:
+def test_journal_suggests_the_journal_of_a_run(collection_folder: Path, rank_k: RankK, loopback: StartLoopback) -> None:
     rank_k(*RERANK, *server_options(loopback()))
     assert "did you mean out.trec.journal.sqlite?" in rank_k("journal", "cost", "out.trec").err
     assert "; give the journal of a run, such as " in rank_k("journal", "cost", "run.trec").err

@@ -237,9 +237,7 @@ def test_rerank_strict_exits_3_if_some_windows_are_unranked(
     assert rank_k(*RERANK, *server_options(server), "--strict").code == 3
 
 
-def test_rerank_only_and_limit_select_queries(
-    collection_folder: Path, rank_k: RankK, loopback: StartLoopback
-) -> None:
+def test_rerank_only_and_limit_select_queries(collection_folder: Path, rank_k: RankK, loopback: StartLoopback) -> None:
     server = loopback()
     result = rank_k(*RERANK, *server_options(server), "--limit", "2")
     assert (result.code, result.lines[0].split(",")[0]) == (0, "2 queries")

@@ -1,8 +1,8 @@
 """The command `rank-k`, with one module per verb. Only the module of the verb in use is imported.
 
 A verb's module has `add_arguments(parser)` and `run(args) -> exit status`. `args.command_line` is the command as it
-was typed. Exit statuses: 0 done; 1 a check of `doctor` failed; 2 wrong options or data, or a model
-that does not respond; 3 done, but with `--strict` and windows left unranked; 130 interrupted.
+was typed. Exit statuses: 0 done; 1 a check of `doctor` failed; 2 wrong options or data, or a model that does not
+respond; 3 done, but no window could be ranked or, with `--strict`, not all of them; 130 interrupted.
 """
 
 from __future__ import annotations

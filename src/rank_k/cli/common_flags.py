@@ -38,22 +38,22 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "--queries": {
         "type": Path,
         "metavar": "FILE",
-        "help": "queries: JSONL with _id and text, TSV, or TREC topics (default: of the data set)",
+        "help": "queries: JSONL with _id and text, TSV, or TREC topics (default: those of the data set)",
     },
     "--documents": {
         "type": Path,
         "metavar": "FILE",
-        "help": "documents: JSONL with _id, title and text, or TSV (default: of the data set)",
+        "help": "documents: JSONL with _id, title and text, or TSV (default: those of the data set)",
     },
     "--qrels": {
         "type": Path,
         "metavar": "FILE",
-        "help": "relevance judgments: TREC or BEIR qrels (default: of the data set)",
+        "help": "relevance judgments: TREC or BEIR qrels (default: those of the data set)",
     },
     "--run": {
         "type": Path,
         "metavar": "FILE",
-        "help": "first-stage run: TREC run or score.json (default: of the data set)",
+        "help": "first-stage run: TREC run or score.json (default: that of the data set)",
     },
     "--limit": {"type": positive_int, "metavar": "N", "help": "use only the first N queries"},
     "--only": {"nargs": "+", "metavar": "ID", "help": "use only the queries with these ids"},

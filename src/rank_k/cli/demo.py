@@ -43,10 +43,10 @@ METHOD_DESCRIPTIONS = {
 
 NEXT_STEPS = """\
 What to try next:
-  rank-k demo --query "how do I call a function later, after a delay"   your own question
-  rank-k demo --all                                                      all {count} questions ({seconds})
-  rank-k serve                                                           web page that shows the reasoning
-  rank-k rerank --help                                                   rerank your own run"""
+  your own question   rank-k demo --query "how do I call a function later, after a delay"
+  all {count} questions    rank-k demo --all  (about {duration})
+  the web page        rank-k serve
+  your own run        rank-k rerank --help"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     if args.all:
         print(f"{_quality(demo, reranked)}  average of {count_noun(len(questions), 'question')}")
     else:
-        print(NEXT_STEPS.format(count=len(judged_questions), seconds=f"about {format_seconds(seconds)}"))
+        print(NEXT_STEPS.format(count=len(judged_questions), duration=format_seconds(seconds)))
     return 0
 
 

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--baseline", type=Path, metavar="RUN", help="run to compare the others with")
     group.add_argument("--report", type=Path, metavar="FILE", help="file for an HTML report with tables and plots")
     group.add_argument(
-        "--queries", type=Path, metavar="FILE", help="queries to show in the report (default: of the data set)"
+        "--queries", type=Path, metavar="FILE", help="queries to show in the report (default: those of the data set)"
     )
     group = parser.add_argument_group("cost", "from the journals of the runs; RUN.journal.sqlite is used if it exists")
     group.add_argument("--journal", action="append", metavar="RUN=FILE", help="journal of a run")

@@ -67,7 +67,8 @@ def _differences_table(comparison: RunComparison) -> Table:
             for paired in [compared.paired]
         ],
         align="ll",
-        title=f"compared with {comparison.baseline}: {count_noun(comparison.comparisons, 'comparison')}, Holm-corrected p values",
+        title=f"compared with {comparison.baseline}: {count_noun(comparison.comparisons, 'comparison')},"
+        " p values corrected for all of them (Holm)",
     )
 
 
