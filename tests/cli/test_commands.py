@@ -150,8 +150,8 @@ def test_evaluate_json_has_every_query_and_lists_missing_ones(collection_folder:
     assert partial_run["mean"]["RR@10"] == pytest.approx(1 / 3)
     assert (partial_run["missing"], partial_run["unjudged"]) == (["q2"], ["q9"])
     assert result.lines == [
-        "part.trec: 1 judged queries missing, counted as 0: q2",
-        "part.trec: 1 queries without judgments, not counted",
+        "part.trec: 1 judged query missing, counted as 0: q2 (--common-queries leaves them out)",
+        "part.trec: 1 query without judgments, not counted",
     ]
 
 

@@ -55,8 +55,18 @@ _FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "FILE",
         "help": "first-stage run: TREC run or score.json (default: that of the data set)",
     },
-    "--limit": {"type": positive_int, "metavar": "N", "help": "use only the first N queries"},
-    "--only": {"nargs": "+", "metavar": "ID", "help": "use only the queries with these ids"},
+    "--limit": {
+        "type": positive_int,
+        "default": argparse.SUPPRESS,  # so that it is a setting of a run only if it is given
+        "metavar": "N",
+        "help": "use only the first N queries",
+    },
+    "--only": {
+        "nargs": "+",
+        "default": argparse.SUPPRESS,
+        "metavar": "ID",
+        "help": "use only the queries with these ids",
+    },
     "--noise": {"default": "strong", "metavar": "NOISE", "help": f"errors of the simulated model: {NOISE_HELP}"},
     "--measures": {
         "nargs": "+",
@@ -89,17 +99,17 @@ def select_queries(args: argparse.Namespace, query_ids: Iterable[str]) -> list[s
     """Return the ids of the queries that --only and --limit select, in their order.
 
     Args:
-        args: The options of the command, with `only` and `limit`.
+        args: The options of the command.
         query_ids: The ids of all queries.
 
     Raises:
         InputError: If --only names a query that is not there.
     """
     known_ids = list(query_ids)
-    if args.only and (unknown_ids := set(args.only).difference(known_ids)):
-        raise InputError(f"--only {sorted(unknown_ids)[0]}: there is no such query", "give ids of the queries file")
-    selected_ids = [query_id for query_id in known_ids if not args.only or query_id in args.only]
-    return selected_ids[: args.limit]
+    only = set(getattr(args, "only", known_ids))
+    if unknown_ids := only.difference(known_ids):
+        raise InputError(f"--only {min(unknown_ids)}: there is no such query", "give ids of the queries file")
+    return [query_id for query_id in known_ids if query_id in only][: getattr(args, "limit", None)]
 
 
 def reject_flags(args: argparse.Namespace, names: Iterable[str], problem: str, remedy: str) -> None:

@@ -116,7 +116,7 @@ def _fit_noise(records: Iterator[WindowRecord], args: argparse.Namespace) -> lis
         (
             name,
             f"{value:.3f}",
-            f"± {noise_fit.errors[name]:.3f}" if name in noise_fit.errors else "",
+            f"+- {noise_fit.errors[name]:.3f}" if name in noise_fit.errors else "",
             noise_fit.assumed.get(name, ""),
         )
         for name, value in asdict(noise_fit.noise).items()

@@ -151,7 +151,7 @@ def _select_queries(
     because the run and the queries probably do not belong together.
     """
     missing_ids = [query_id for query_id in first_stage.query_ids if query_id not in queries]
-    is_part = args.limit is not None or args.only is not None
+    is_part = "limit" in args or "only" in args
     if missing_ids and (not is_part or len(missing_ids) == len(first_stage)):
         raise InputError(
             f"{len(missing_ids)} of the run's {len(first_stage)} queries are not in {file}, for example"

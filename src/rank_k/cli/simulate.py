@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         default=20,
         metavar="N",
-        help="number of simulated models, each of which ranks all queries",
+        help="number of simulated judges, each of which ranks all queries",
     )
     defaults = {name: OPTIONS[name].default for name in ("depth", "window", "stride", "first_stage_weight")}
     add_options(parser, [OPTIONS[name] for name in defaults], defaults)
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
             f"{count_noun(len(missing), 'judged query')} missing in the run, counted as 0: {', '.join(missing[:5])}",
             file=sys.stderr,
         )
-    with progress_bar("simulating", args.seeds, quiet=args.quiet) as update:
+    with progress_bar("simulating judges", args.seeds, quiet=args.quiet) as update:
         simulation = Simulation(candidates, grades, make_strategies, noise, args.depth)
         totals = simulate_judges(simulation, args.seeds, update)
     rows = [_make_row(name, sums, totals[baseline], call_time, args) for name, sums in totals.items()]
@@ -111,8 +111,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(output, indent=2, default=str))
         return 0
     caption = (
-        f"{count_noun(len(grades), 'query')}, {count_noun(args.seeds, 'simulated model')}, noise {args.noise};"
-        f" paired differences from {baseline}"
+        f"{count_noun(len(grades), 'query')}, {count_noun(args.seeds, 'judge')}, noise {args.noise};"
+        f" differences to {baseline}, paired by query"
     )
     cells = [_format_row(row) for row in rows]
     table = Table(list(cells[0]), [list(row.values()) for row in cells])

@@ -46,7 +46,7 @@ def tables(comparison: RunComparison) -> Iterator[Table | str]:
         yield _losses_table(comparison)
     if comparison.compared_runs or comparison.quality_measures == measures:
         shares = ", ".join(f"{run.name} {run.unjudged:.1%}" for run in comparison.runs)
-        yield f"share of unjudged documents in the top 10: {shares}"
+        yield f"share of unjudged documents among the first ten: {shares}"
     costs = [(run.name, run.cost) for run in comparison.runs if run.cost is not None]
     if costs:
         yield _cost_table(costs)
