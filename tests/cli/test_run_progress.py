@@ -29,6 +29,13 @@ def reranker() -> Iterator[Reranker]:
         yield reranker
 
 
+class Passages:
+    """A source of the passages."""
+
+    def get(self, doc_id: str, query_id: str | None = None) -> Passage:
+        return PASSAGES[doc_id]
+
+
 class Clock:
     """A clock that moves by `step` seconds at each look."""
 
@@ -96,7 +103,7 @@ def test_rerank_run_reports_to_the_progress(reranker: Reranker) -> None:
         reranker,
         RUN.items(),
         QUERIES,
-        PASSAGES,
+        Passages(),
         query_count=len(RUN),
         settings={},
         show_progress=lambda *_: nullcontext(progress),

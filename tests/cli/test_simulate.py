@@ -293,4 +293,7 @@ def test_journal_fit_noise_requires_qrels(capfd: pytest.CaptureFixture[str]) -> 
     Path("j.sqlite").touch()
     assert "fit-noise needs --qrels" in run_command(capfd, "journal", "fit-noise", "j.sqlite")[2]
     assert "fit-noise needs --qrels" in run_command(capfd, "journal", "cost", "j.sqlite", "--qrels", "qrels.trec")[2]
-    assert "--output has no effect on cost" in run_command(capfd, "journal", "cost", "j.sqlite", "--output", "noise.json")[2]
+    assert (
+        "--output has no effect on cost"
+        in run_command(capfd, "journal", "cost", "j.sqlite", "--output", "noise.json")[2]
+    )

@@ -23,7 +23,7 @@ from rank_k.retrieval.bm25 import retrieve
 from rank_k.types import Candidate, Passage, Query
 from rank_k.window.base import WindowReport
 
-SHOWCASE = ("random-items", "secret-token")
+SHOWCASE = ("parallel-processes", "random-items")
 """The questions that are shown by default, because rank-k-nano improves them clearly. --all shows every question."""
 DEPTH = 12
 _TABLE_ROWS = 5
@@ -129,7 +129,7 @@ def _rerank(demo: _Demo, query: Query, title: str, question_count: int) -> tuple
     traces: list[str] = []
 
     def describe_duration(progress: RunProgress) -> str:
-        seconds = progress.seconds_per_query
+        seconds = progress.seconds_per_query()
         if seconds is None or title.partition(" of ")[0] != "question 1":
             return ""
         return f"{count_noun(question_count, 'question')} will take about {format_seconds(seconds * question_count)}"

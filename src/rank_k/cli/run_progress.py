@@ -8,9 +8,9 @@ passages takes longer than one that scores a single passage.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple
 
 from rank_k.cli.progress import ProgressState, progress_bar
 from rank_k.cli.render.words import count_noun, format_count, format_seconds
@@ -27,13 +27,6 @@ _MIN_CALLS = 10
 """New calls before times are estimated."""
 
 
-class _Work(NamedTuple):
-    """Calls, and the number of passages in all of their prompts."""
-
-    calls: int
-    passages: int
-
-
 class RunProgress:
     """Counts the queries and windows of a run; it is a `run_job.RunObserver`.
 
@@ -47,18 +40,16 @@ class RunProgress:
         self._reranker = reranker
         self._started = time.monotonic()
         self._stored_before = reranker.journal.stored_calls
-        self._started_queries = 0
-        self._planned = _Work(0, 0)  # of the started queries
-        self._planned_shallow = _Work(0, 0)
+        self._planned = Counter(queries=0)  # also calls and passages, of the queries that have started
         self._ranked_passages = 0
         self._new_passages = 0.0  # of windows whose calls were sent to the model
 
     def watch(self, run: Iterable[tuple[str, Sequence[Candidate]]]) -> Iterator[tuple[str, Sequence[Candidate]]]:
         """Yield the queries of `run`, and count each as started."""
         for query_id, candidates in run:
-            self._started_queries += 1
-            self._planned = _add(self._planned, self._plan(candidates))
-            self._planned_shallow = _add(self._planned_shallow, self._plan(candidates[:SHALLOW_DEPTH]))
+            calls, passages = self._plan(candidates)
+            _, shallow_passages = self._plan(candidates[:SHALLOW_DEPTH])
+            self._planned.update(queries=1, calls=calls, passages=passages, shallow_passages=shallow_passages)
             yield query_id, candidates
 
     def add_result(self, query_id: str, round_number: int, window_number: int, report: WindowReport) -> None:
@@ -89,66 +80,50 @@ class RunProgress:
     @property
     def expected_calls(self) -> int:
         """The number of calls of the whole run, which is estimated from the queries that have started."""
-        return max(round(self._planned.calls * self._scale), self.calls)
+        return max(round(self._per_query("calls") * self.query_count), self.calls)
 
     @property
     def seconds_left(self) -> float | None:
         """The estimated time until the run is finished; None before the first ten new calls."""
-        expected_passages = self._planned.passages * self._scale
-        done = self._ranked_passages + self._unreported_calls
-        return self._seconds_for(max(expected_passages - done, 0))
+        expected_passages = self._per_query("passages") * self.query_count
+        return self._seconds_for(max(expected_passages - self._ranked_passages - self._unreported_calls, 0))
+
+    def seconds_per_query(self, *, shallow: bool = False) -> float | None:
+        """Return the estimated time of a query, with `shallow` at `SHALLOW_DEPTH`; None before ten new calls."""
+        return self._seconds_for(self._per_query("shallow_passages" if shallow else "passages"))
 
     @property
-    def shallow_depth(self) -> int | None:
-        """A smaller depth to suggest, if the embedded model ranks many candidates; else None."""
-        is_slow = isinstance(self._reranker.model, EmbeddedModel) and self._planned.calls > self._planned_shallow.calls
-        return SHALLOW_DEPTH if is_slow else None
-
-    @property
-    def seconds_per_query(self) -> float | None:
-        """The estimated time of a query; None before the first ten new calls."""
-        return self._seconds_for(self._planned.passages / max(self._started_queries, 1))
-
-    @property
-    def seconds_per_shallow_query(self) -> float | None:
-        """The estimated time of a query at `SHALLOW_DEPTH`; None before the first ten new calls."""
-        return self._seconds_for(self._planned_shallow.passages / max(self._started_queries, 1))
-
-    @property
-    def _scale(self) -> float:
-        """How many times as many queries the run has as have started."""
-        return self.query_count / max(self._started_queries, 1)
+    def is_slow(self) -> bool:
+        """Whether the embedded model ranks more than `SHALLOW_DEPTH` candidates per query."""
+        is_deep = self._planned["passages"] > self._planned["shallow_passages"]
+        return is_deep and isinstance(self._reranker.model, EmbeddedModel)
 
     @property
     def _unreported_calls(self) -> int:
         """New calls of windows that are not ranked yet. A call of query likelihood has one passage."""
         return max(self.new_calls - self.stats.new_calls, 0)
 
+    def _per_query(self, kind: str) -> float:
+        """Return the planned number of calls or passages per query."""
+        return self._planned[kind] / max(self._planned["queries"], 1)
+
     def _seconds_for(self, passages: float) -> float | None:
         """Return the estimated time of calls that have this number of passages in their prompts."""
         new_passages = self._new_passages + self._unreported_calls
-        if self.new_calls < _MIN_CALLS or not new_passages:
-            return None
-        return passages * self.seconds / new_passages
+        return passages * self.seconds / new_passages if self.new_calls >= _MIN_CALLS and new_passages else None
 
-    def _plan(self, candidates: Sequence[Candidate]) -> _Work:
-        """Return the work of a query, as its strategy plans it before the first answer."""
+    def _plan(self, candidates: Sequence[Candidate]) -> tuple[int, int]:
+        """Return the calls of a query and the passages in their prompts, as its strategy plans them at the start."""
         options = self._reranker.options
         first_round = next(run_validated(self._reranker.strategy, candidates[: options.depth], 0), None)
         if first_round is None:
-            return _Work(0, 0)
-        scored: list[int] = []
-        compared: list[int] = []
-        for window in first_round.windows:
-            is_scored = "likelihood" in (window.method, options.method)
-            (scored if is_scored else compared).append(len(window.doc_ids))
-        compared_windows = (first_round.remaining_windows - len(scored)) * options.samples
-        window_size = max(compared, default=min(options.window, len(candidates)))
-        return _Work(sum(scored) + compared_windows, sum(scored) + compared_windows * window_size)
-
-
-def _add(first: _Work, second: _Work) -> _Work:
-    return _Work(first.calls + second.calls, first.passages + second.passages)
+            return 0, 0
+        sizes = {window: len(window.doc_ids) for window in first_round.windows}
+        scored = [window for window in sizes if "likelihood" in (window.method, options.method)]
+        scored_passages = sum(sizes[window] for window in scored)
+        compared_size = max((sizes[window] for window in sizes if window not in scored), default=options.window)
+        compared_calls = (first_round.remaining_windows - len(scored)) * options.samples
+        return scored_passages + compared_calls, scored_passages + compared_calls * compared_size
 
 
 def show_progress(
@@ -198,10 +173,10 @@ def describe_run(progress: RunProgress, noun: str = "query", notice: str = "") -
 
 def describe_depth(progress: RunProgress) -> str:
     """Return how long a query takes on the embedded model, and how long it would take at less depth."""
-    if progress.shallow_depth is None or (seconds := progress.seconds_per_query) is None:
+    seconds, shallow_seconds = progress.seconds_per_query(), progress.seconds_per_query(shallow=True)
+    if not progress.is_slow or seconds is None or shallow_seconds is None:
         return ""
-    shallow_seconds = progress.seconds_per_shallow_query or 0
     return (
         f"the embedded model takes about {format_seconds(seconds)} per query at this depth;"
-        f" --depth {progress.shallow_depth} would take about {format_seconds(shallow_seconds)}"
+        f" --depth {SHALLOW_DEPTH} would take about {format_seconds(shallow_seconds)}"
     )
