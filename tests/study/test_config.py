@@ -85,7 +85,7 @@ def test_study_command_lists_all_missing_files_at_once(
     assert main([*command, "--only", "bright-biology", "bright-pony", "rank-zephyr"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert "7 things are missing" in err
+    assert "7 files missing" in err
     for name in ("bright-biology/run.bm25.trec", "bright-pony/run.splade-v3.trec", "prompts/rank_zephyr_template.yaml"):
         assert str(tmp_path / name) in err
     assert "https://huggingface.co/datasets/xlangai/BRIGHT" in err
