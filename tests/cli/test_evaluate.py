@@ -385,7 +385,7 @@ def test_journal_show_unknown_run_lists_the_known_runs(rank_k: RankK) -> None:
     name = err.split("its runs are ")[1].strip()
     assert rank_k("journal", "show", "new.trec.journal.sqlite", "--run", name)[0].count("== query") == len(QUERIES)
     _, err = rank_k("journal", "show", "new.trec.journal.sqlite", "--run", name, "--query", "q99", code=2)
-    assert f"run {name} in new.trec.journal.sqlite asked nothing about query q99" in err
+    assert f"run {name} in new.trec.journal.sqlite has no call for query q99" in err
 
 
 # --- the page about it ---

@@ -269,7 +269,10 @@ def test_distill_trace_stops_at_the_token_budget(
         (("--teacher", "labels", "--server", "http://localhost:1/v1"), "--teacher labels does not use a model"),
         (("--form", "order", "--simulate", "qrels.trec"), "--form and --tokenizer are for --teacher labels"),
         (("--simulate", "qrels.trec", "--noise", "weka"), "there is no noise 'weka'; did you mean weak?"),
-        (("--simulate", "qrels.trec", "--reasoning", "auto"), "--reasoning auto would leave some sets without reasoning"),
+        (
+            ("--simulate", "qrels.trec", "--reasoning", "auto"),
+            "--reasoning auto would leave some sets without reasoning",
+        ),
         (("--sets", "unjudged.jsonl", "--teacher", "labels"), "no set has grades for --teacher labels"),
         (("--sets", "broken.jsonl", "--simulate", "qrels.trec"), "broken.jsonl:2: set_id is missing"),
     ],

@@ -84,6 +84,11 @@ freed at once or lives until its end: looking for cycles took a sixth of a run's
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status.
+
+    Args:
+        argv: The words after `rank-k` (default: those of this process).
+    """
     arguments = sys.argv[1:] if argv is None else list(argv)
     parser = _build_parser(arguments)
     args, unknown = parser.parse_known_args(arguments)
@@ -92,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if unknown:  # the message does not show the value, because it may be a key
         name = unknown[0].partition("=")[0]
-        return _print_mistake(args, f"there is no option {name}; see {_command_name(args)} --help")
+        return _print_user_error(args, f"there is no option {name}; see {_command_name(args)} --help")
     args.command_line = shlex.join(("rank-k", *arguments))
     return _run_verb(args)
 
@@ -107,7 +112,7 @@ def _run_verb(args: argparse.Namespace) -> int:
         code: int = _import_verb(args.verb).run(args)
         sys.stdout.flush()
     except RankKError as error:
-        return _print_mistake(args, str(error))
+        return _print_user_error(args, str(error))
     except KeyboardInterrupt as interruption:
         print(f"\n{interruption}" if interruption.args else f"\n{_command_name(args)}: interrupted", file=sys.stderr)
         return 130
@@ -115,9 +120,9 @@ def _run_verb(args: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # for example a full disk
-        return _print_mistake(args, f"{error.filename or 'the system'}: {error.strerror or error}")
+        return _print_user_error(args, f"{error.filename or 'the system'}: {error.strerror or error}")
     except sqlite3.Error as error:
-        return _print_mistake(args, f"the journal cannot be used: {error}; give another file with --journal")
+        return _print_user_error(args, f"the journal cannot be used: {error}; give another file with --journal")
     return code
 
 
@@ -132,7 +137,7 @@ def resumable(journal: Path) -> Iterator[None]:
         ) from None
 
 
-def _print_mistake(args: argparse.Namespace, message: str) -> int:
+def _print_user_error(args: argparse.Namespace, message: str) -> int:
     print(f"{_command_name(args)}: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
@@ -167,7 +172,14 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def add_command(commands: argparse._SubParsersAction[Any], name: str, command: Command, module: ModuleType) -> None:
-    """Add the verb or step `name`, which `module` implements."""
+    """Add a verb, or a step of `distill`.
+
+    Args:
+        commands: Where the command is added.
+        name: The name of the command.
+        command: Its help and example.
+        module: The module with its arguments.
+    """
     parser = commands.add_parser(
         name,
         help=command.help,

@@ -33,7 +33,7 @@ DATASET_HELP = "beir:DIR, bright:SUBSET, python-docs or an ir_datasets id"
 _FLAGS: dict[str, dict[str, Any]] = {
     "--dataset": {
         "metavar": "NAME",
-        "help": f"{DATASET_HELP}; it has queries, documents and qrels, and some data sets a run",
+        "help": f"data set with queries, documents and qrels: {DATASET_HELP}",
     },
     "--queries": {
         "type": Path,

@@ -85,9 +85,9 @@ def run(args: argparse.Namespace) -> int:
     if not all(first_stage.values()):
         raise InputError("BM25 finds no passage for this question", "use other words")
     with Reranker(args.model, **_options(args)) as reranker:
-        reranker.prepare()
         demo = _Demo(reranker, first_stage, passages, load_qrels())
         print(_introduction(demo, args.depth), end="\n\n", flush=True)
+        reranker.prepare()
         started = time.monotonic()
         reranked: dict[str, Sequence[Candidate]] = {}
         for number, query in enumerate(questions.values(), 1):
@@ -115,9 +115,10 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _introduction(demo: _Demo, depth: int) -> str:
     """Return what the demo does."""
+    model = demo.reranker.model.name or "the model"
     paragraph = (
         f"For {count_noun(len(demo.first_stage), 'question')} about Python, BM25 finds the best {depth} of"
-        f" {len(demo.passages):,} passages of Python's documentation, and {demo.reranker.model.name} reranks them."
+        f" {len(demo.passages):,} passages of Python's documentation, and {model} reranks them."
         f" {METHOD_DESCRIPTIONS[demo.reranker.method]} After ten calls to the model, a message says how long that"
         " takes."
     )

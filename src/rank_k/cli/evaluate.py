@@ -81,9 +81,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def report_page(args: argparse.Namespace, links: Sequence[tuple[str, str, bool]] = ()) -> str:
-    """Return the report that --report writes for these arguments.
+    """Return the HTML report that --report writes.
 
-    `links`: links to other pages, as `rank_k.reports.evaluation_report.render_report` takes them.
+    Args:
+        args: The options of the command.
+        links: Links to other pages, as `rank_k.reports.evaluation_report.render_report` takes them.
     """
     return _render_report(args, _compare(args, intervals=True), links)
 

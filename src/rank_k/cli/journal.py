@@ -13,6 +13,7 @@ from typing import Any
 from rank_k.cli.file_checks import check_outputs, open_journal
 from rank_k.cli.price_options import add_price_options, prices_for_model
 from rank_k.cli.render.tables import Table, print_tables
+from rank_k.cli.render.words import count_noun
 from rank_k.data.trec import read_qrels
 from rank_k.errors import InputError
 from rank_k.journal import Journal, WindowRecord
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         if args.query is not None:
             if (first := next(records, None)) is None:
                 run = "the last run" if args.run is None else f"run {args.run}"
-                raise InputError(f"{run} in {args.journal} asked nothing about query {args.query}", "check --query")
+                raise InputError(f"{run} in {args.journal} has no call for query {args.query}", "check --query")
             records = chain([first], records)
         if args.what == FIT_NOISE:
             print_tables(_fit_noise(records, args))
@@ -110,7 +111,8 @@ def _fit_noise(records: Iterator[WindowRecord], args: argparse.Namespace) -> lis
         }
         args.output.write_text(noise_to_json(noise_fit.noise, provenance), encoding="utf-8")
     caption = (
-        f"{noise_fit.observations:,} answers about {noise_fit.queries:,} queries, {noise_fit.comparisons:,} comparisons"
+        f"{count_noun(noise_fit.observations, 'answer')} about {count_noun(noise_fit.queries, 'query')},"
+        f" {count_noun(noise_fit.comparisons, 'comparison')}"
     )
     rows = [
         (

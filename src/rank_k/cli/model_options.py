@@ -111,7 +111,12 @@ def add_ranking_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_inference_options(parser: argparse.ArgumentParser, defaults: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Add the options for the requests to the model."""
+    """Add the options for the requests to the model.
+
+    Args:
+        parser: The parser of the command.
+        defaults: Defaults by name that differ from those in `rank_k.options`.
+    """
     add_options(parser.add_argument_group("inference"), options_of(InferenceOptions).values(), defaults)
 
 
@@ -140,7 +145,12 @@ _NOT_SETTINGS = frozenset(
 
 
 def run_settings(args: argparse.Namespace, options: RerankOptions) -> dict[str, Any]:
-    """Return the settings that identify a run in the journal: the flags that decide its calls, and all options."""
+    """Return the settings that identify a run in the journal.
+
+    Args:
+        args: The options of the command. Those that decide the calls are settings.
+        options: The resolved options of the reranker, which are settings too.
+    """
     flags = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
     return {**flags, **options.settings(), "server_type": options.server_type, "revision": options.revision}
 
@@ -188,6 +198,12 @@ def key_from_environment(variable: str, option: str = KEY_OPTION) -> str | None:
 
 
 def print_retry(error: Exception, wait: float) -> None:
+    """Print why a call is retried, if the next attempt is at least five seconds away.
+
+    Args:
+        error: Why the call failed.
+        wait: Seconds until the next attempt.
+    """
     if wait >= 5:
         print(f"\nretrying in {wait:.0f} s: {getattr(error, 'problem', error)}", file=sys.stderr)
 

@@ -34,6 +34,7 @@ class Prices(NamedTuple):
 
 
 def add_price_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add --price-in, --price-out and --price-file."""
     add_flags(parser, "--price-in", "--price-out")
     parser.add_argument(
         "--price-file",

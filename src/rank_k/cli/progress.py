@@ -21,6 +21,8 @@ _REFRESHES_PER_SECOND = 2
 
 
 class UpdateProgress(Protocol):
+    """Updates a progress bar."""
+
     def __call__(self, completed: float, total: float | None = None, details: str = "") -> None:
         """Set how much is completed and, if it is not None, how much there is in total."""
 

@@ -137,7 +137,7 @@ def show_progress(
     Args:
         quiet: Show nothing.
         title: A text before the counts.
-        noun: What is ranked.
+        noun: What is ranked, in the singular.
         describe_notice: Returns the line that is shown once, or "" while it is not known (default: how long the
             embedded model takes at this depth and at a smaller one).
     """
@@ -155,7 +155,13 @@ def show_progress(
 
 
 def describe_run(progress: RunProgress, noun: str = "query", notice: str = "") -> ProgressState:
-    """Return the state of a run, with its counts, its speed and the time left as text."""
+    """Return the state of a run, with its counts, its speed and the time left as text.
+
+    Args:
+        progress: The progress of the run.
+        noun: What is ranked, in the singular.
+        notice: A line that is shown once (default: none).
+    """
     stats, calls, expected_calls = progress.stats, progress.calls, progress.expected_calls
     parts = [
         f"{stats.queries}/{count_noun(progress.query_count, noun)}",

@@ -109,7 +109,7 @@ def _collections(args: argparse.Namespace) -> tuple[Collection, ...]:
         reject_flags(
             args,
             ("queries", "documents", "qrels"),
-            "{flag} cannot stand for several data sets",
+            "{flag} cannot be used with several data sets",
             "write a study in TOML and give it with --config FILE",
         )
         if run_files and len(run_files) != len(datasets):
@@ -149,7 +149,15 @@ def _run_name(file: Path) -> str:
 
 
 def apply_server_options(args: argparse.Namespace, study: Study) -> Study:
-    """Return the study with its models on --server, or replaced by a simulated model."""
+    """Return the study with its models on --server, or replaced by a simulated model.
+
+    Args:
+        args: The options of the command.
+        study: The study.
+
+    Raises:
+        InputError: If --simulate or --noise is wrong, or --server is given for several models.
+    """
     if args.simulate is not None:
         qrels = args.simulate if args.simulate != Path() else None
         if qrels is not None and not qrels.exists():

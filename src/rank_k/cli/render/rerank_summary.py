@@ -109,7 +109,14 @@ def is_unranked(stats: RunStats) -> bool:
 
 
 def report(stats: RunStats, seconds: float, settings: dict[str, Any], price: Prices | None = None) -> dict[str, Any]:
-    """Return the summary as a JSON object."""
+    """Return the summary as a JSON object.
+
+    Args:
+        stats: The counts of the run.
+        seconds: How long the run took.
+        settings: The settings of the run.
+        price: The prices of tokens (default: the cost is null).
+    """
     return {
         "settings": settings,
         "queries": stats.queries,
@@ -134,7 +141,13 @@ def report(stats: RunStats, seconds: float, settings: dict[str, Any], price: Pri
 
 
 def write_report(file: TextIO, summary: dict[str, Any], queries: Iterable[QueryCost]) -> None:
-    """Write `summary` as JSON with the costs of the queries, one query at a time to save memory."""
+    """Write the report as JSON.
+
+    Args:
+        file: The file to write to.
+        summary: The object that `report` returns.
+        queries: The costs of the queries, which are written one at a time to save memory.
+    """
     file.write(json.dumps(summary, indent=2, default=str)[:-2] + ',\n  "per_query": [')
     for index, query in enumerate(queries):
         row = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def count_noun(count: int, noun: str) -> str:
-    """Return a count with its noun: "1 window", "1,200 windows", "3 queries"."""
+    """Return a count with its noun, in the singular or plural: "1 window", "1,200 windows", "3 queries"."""
     plural = f"{noun.removesuffix('y')}ies" if noun.endswith("query") else f"{noun}s"
     return f"{count:,} {noun if count == 1 else plural}"
 
