@@ -34,7 +34,7 @@ from rank_k.evaluation.run_costs import read_query_costs
 from rank_k.models.simulated import SimulatedModel
 from rank_k.options import InferenceOptions, LimitOptions, LongDocumentOptions, RankingOptions, options_of
 from rank_k.reranker import Reranker
-from rank_k.run_job import passage_split, rerank_run, split_overrides
+from rank_k.run_job import no_progress, passage_split, rerank_run, split_overrides
 from rank_k.simulation.noise_file import noise_by_name
 from rank_k.types import Candidate, PassageSource, Query
 
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
                     depth=depth,
                     max_seconds=args.max_seconds,
                     token_budget=args.token_budget,
-                    show_progress=show_progress(args.quiet),
+                    show_progress=no_progress if args.quiet else show_progress(),
                 )
                 for query_id, ranking in rankings:
                     writer.write(query_id, ranking.doc_ids)

@@ -127,7 +127,6 @@ class RunProgress:
 
 
 def show_progress(
-    quiet: bool = False,
     title: str = "",
     noun: str = "query",
     describe_notice: Callable[[RunProgress], str] | None = None,
@@ -135,7 +134,6 @@ def show_progress(
     """Return the function that shows the progress of a run (see `run_job.ShowProgress`).
 
     Args:
-        quiet: Show nothing.
         title: A text before the counts.
         noun: What is ranked, in the singular.
         describe_notice: Returns the line that is shown once, or "" while it is not known (default: how long the
@@ -146,9 +144,7 @@ def show_progress(
     @contextmanager
     def show(reranker: Reranker, total: int) -> Iterator[RunProgress]:
         run_progress = RunProgress(reranker, total)
-        with progress_bar(
-            title, quiet=quiet, poll=lambda: describe_run(run_progress, noun, describe_notice(run_progress))
-        ):
+        with progress_bar(title, poll=lambda: describe_run(run_progress, noun, describe_notice(run_progress))):
             yield run_progress
 
     return show

@@ -28,6 +28,7 @@ from rank_k.errors import ConnectionFailed, InputError, RankKError, RetriesExhau
 from rank_k.evaluation.measures import evaluate
 from rank_k.journal import Journal
 from rank_k.optional_deps import load
+from rank_k.run_job import ShowProgress, no_progress
 from rank_k.study.folder import StudyFolder
 from rank_k.study.grid import Cell, Study, expand_cells, restrict_study, select_cells
 from rank_k.study.inputs import LoadedCollection, MissingFile, missing_files, reachable_cells
@@ -146,7 +147,7 @@ def _run_cells(
         status = "already finished"
         try:
             if not folder.is_finished(cell, journal):
-                progress = show_progress(args.quiet, title)
+                progress: ShowProgress = no_progress if args.quiet else show_progress(title)
                 stats = run_cell(cell, collection, model, connections[cell.model], folder, progress)
                 calls = f"{count_noun(stats.calls, 'call')} ({stats.calls - stats.new_calls:,} from the journal)"
                 status = f"{count_noun(stats.queries, 'query')}, {calls}, {format_seconds(time.monotonic() - started)}"

@@ -31,6 +31,7 @@ from rank_k.errors import InputError
 from rank_k.models.base import Model
 from rank_k.options import LimitOptions, options_of
 from rank_k.reranker import Reranker
+from rank_k.run_job import no_progress
 from rank_k.simulation.noise_file import noise_by_name
 from rank_k.types import Query
 
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
                 active_sets,
                 set_count=judged_counts.total() - unjudged_count,
                 settings=run_settings(args, reranker.options),
-                show_progress=show_progress(args.quiet, noun="set"),
+                show_progress=no_progress if args.quiet else show_progress(noun="set"),
                 token_budget=args.token_budget,
             ):
                 pass
