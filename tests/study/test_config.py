@@ -103,7 +103,7 @@ def test_study_command_list_shows_cells_and_serve_commands(capsys: pytest.Captur
 def test_study_command_server_requires_a_single_model(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["study", "--config", "rank-k-paper", "--server", "http://localhost:1/v1", "--list", "--only", "dl19"]
     assert main(options) == 2
-    assert "choose one with --only" in capsys.readouterr().err
+    assert "choose a model with --only" in capsys.readouterr().err
     assert main([*options, "rank-k-32b"]) == 0
     assert "rank-k-32b at http://localhost:1/v1" in capsys.readouterr().out
 

@@ -27,7 +27,7 @@ def tables(preferences: Preferences) -> Iterator[Table]:
     """Yield the pairs of systems, the judges, and their agreement."""
     correction = f", corrected for {len(preferences.pairs)} pairs (Holm)" if len(preferences.pairs) > 1 else ""
     yield Table(
-        ["first", "second", "queries", "judgments", "win rate", "95% interval", "won", "tied", "lost", "p"],
+        ["first", "second", "queries", "judgments", "win rate", "95 % interval", "won", "tied", "lost", "p"],
         [
             [
                 *(pair.first, pair.second, pair.queries, pair.judgments),
@@ -38,8 +38,10 @@ def tables(preferences: Preferences) -> Iterator[Table]:
             for pair in preferences.pairs
         ],
         align="ll",
-        title="preferences for the first of two systems; a tie counts as half a win",
-        notes=[f"all queries have the same weight; Wilson intervals over queries; p by sign randomization{correction}"],
+        title="preferences: the first of two systems over the second, ties counting half",
+        notes=[
+            f"every query weighs the same; intervals by Wilson, over queries; p by randomization of signs{correction}"
+        ],
     )
     judge_rows = [
         [judge.name, *_sides_cells(judge.sides), _format(judge.median_seconds, 1)] for judge in preferences.judges
@@ -47,13 +49,13 @@ def tables(preferences: Preferences) -> Iterator[Table]:
     if len(judge_rows) > 1:
         judge_rows.append(["all", *_sides_cells(preferences.sides), ""])
     yield Table(
-        ["judge", "judgments", "ties", "left", "95% interval", "p", "seconds"],
+        ["judge", "judgments", "ties", "left", "95 % interval", "p", "seconds"],
         judge_rows,
-        title="judges, and how often each preferred the ranking on the left",
+        title="judges, and how often each preferred what stood on the left",
     )
     if preferences.agreement:
         yield Table(
-            ["judges", "coefficient", "items", "same", "value", "95% interval"],
+            ["judges", "coefficient", "items", "same", "value", "95 % interval"],
             [
                 [
                     f"all {len(preferences.judges)}" if len(agreement.judges) > 2 else ", ".join(agreement.judges),
@@ -63,7 +65,7 @@ def tables(preferences: Preferences) -> Iterator[Table]:
                 for agreement in preferences.agreement
             ],
             align="ll",
-            title="agreement on items with several judgments; 95% bootstrap intervals over queries",
+            title="agreement on what more than one has judged; 95 % bootstrap intervals over queries",
         )
 
 
