@@ -150,7 +150,7 @@ def _rerank(demo: _Demo, query: Query, title: str, question_count: int) -> tuple
 def _print_question(demo: _Demo, query: Query, ranking: Sequence[Candidate], traces: Sequence[str]) -> None:
     """Print the first passages by BM25 and those of the new ranking side by side, and what the model generated."""
     grades = demo.qrels.get(query.query_id)
-    lines = [
+    notes = [
         f"reasoning about window {number}: {textwrap.shorten(trace, _TRACE_LENGTH, placeholder=' ...')}"
         for number, trace in enumerate(traces, 1)
     ]
@@ -159,16 +159,21 @@ def _print_question(demo: _Demo, query: Query, ranking: Sequence[Candidate], tra
     for index, (old_id, candidate) in enumerate(zip(old_ids, ranking[:_TABLE_ROWS], strict=False)):
         old_index = old_ids.index(candidate.doc_id)
         arrow = "=" if old_index == index else "↑" if old_index > index else "↓"
-        gists = (_gist(demo.passages[doc_id], grades) for doc_id in (old_id, candidate.doc_id))
-        rows.append([index + 1, next(gists), f"{arrow} {old_index + 1}", next(gists)])
+        old_gist, new_gist = (_gist(demo.passages[doc_id], grades) for doc_id in (old_id, candidate.doc_id))
+        rows.append([index + 1, old_gist, f"{arrow} {old_index + 1}", new_gist])
+    if grades is not None:
+        notes.append(f"● relevant, ○ related; nDCG@10 {_quality(demo, {query.query_id: ranking})}")
     columns = ("", "BM25", "was", demo.reranker.model.name)
-    notes = [] if grades is None else [f"● relevant, ○ related; nDCG@10 {_quality(demo, {query.query_id: ranking})}"]
-    print_tables([Table(columns, rows, align="llll", title=f"── {query.text}", notes=[*lines, *notes, ""])])
+    print_tables([Table(columns, rows, align="llll", title=f"── {query.text}", notes=[*notes, ""])])
 
 
 def _gist(passage: Passage, grades: Mapping[str, int] | None) -> str:
-    """Return the beginning of a passage after the mark of its grade, which needs judgments."""
-    text = passage.text.replace("\n", ": ", 1).replace("\n", " ")
+    """Return the beginning of a passage after the mark of its grade, which needs judgments.
+
+    Of a long name such as `concurrent.futures.Executor.map`, only the last two parts are shown.
+    """
+    name, parenthesis, rest = passage.text.replace("\n", ": ", 1).replace("\n", " ").partition("(")
+    text = f"{name if ' ' in name else '.'.join(name.split('.')[-2:])}{parenthesis}{rest}"
     gist = text if len(text) <= _GIST_LENGTH else f"{text[: _GIST_LENGTH - 1]}…"
     return gist if grades is None else f"{_MARKS.get(grades.get(passage.doc_id, 0), ' ')} {gist}"
 
