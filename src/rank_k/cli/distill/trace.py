@@ -79,9 +79,8 @@ def run(args: argparse.Namespace) -> int:
     options = reranker_options(args)
     _check_options(args)
     all_sets = chain.from_iterable(map(read_candidate_sets, args.sets))
-    judged_counts = Counter(
-        row.grades is not None for row in all_sets
-    )  # errors in files are reported before the first call is paid
+    # All sets are read now, so that errors in files are reported before the first call is paid.
+    judged_counts = Counter(row.grades is not None for row in all_sets)
     unjudged_count = judged_counts[False] if args.teacher == "labels" else 0
     if args.teacher == "labels" and not judged_counts[True]:
         raise InputError("no set has grades for --teacher labels", "give --qrels to rank-k distill sample")
@@ -106,18 +105,11 @@ def run(args: argparse.Namespace) -> int:
             ):
                 pass
         if not args.quiet:
-            if unjudged_count:
-                print(
-                    f"{count_noun(unjudged_count, 'set')} left out, because the query has no relevance judgments",
-                    file=sys.stderr,
-                )
-            print(
-                "\n".join(
-                    rerank_summary.lines(reranker.stats, time.monotonic() - start_time, token_prices, noun="set")
-                ),
-                file=sys.stderr,
-            )
-    return 0
+            left_out = f"{count_noun(unjudged_count, 'set')} left out, because the query has no relevance judgments"
+            seconds = time.monotonic() - start_time
+            summary = rerank_summary.lines(reranker.stats, seconds, token_prices, noun="set")
+            print("\n".join([left_out, *summary] if unjudged_count else summary), file=sys.stderr)
+    return 3 if rerank_summary.is_unranked(reranker.stats) else 0
 
 
 def _check_options(args: argparse.Namespace) -> None:
