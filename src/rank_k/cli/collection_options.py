@@ -82,7 +82,7 @@ class RequestedCollection:
         return file
 
     def _missing_part_error(self, option: str) -> InputError:
-        note = f", and {self.name} has none" if self.name else ""
+        note = f" ({self.name} has none)" if self.name else ""
         alternative = "" if self.name else f", or --dataset with {DATASET_HELP}"
         if option == "run":
             run_files = getattr(self._dataset, "runs", ())

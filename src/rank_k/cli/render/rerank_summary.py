@@ -43,7 +43,7 @@ REPAIRS = {
         " texts are truncated",
     ),
     "duplicates": ("candidate", "listed twice in the run: the better rank counts"),
-    "excluded": ("candidate", "left out because the data set excludes it for its query"),
+    "excluded": ("candidate", "left out of the run, because the data set excludes such documents"),
 }
 """Every kind of repair and truncation: the noun that is counted, and what happened to it."""
 
