@@ -198,7 +198,7 @@ def read_runs(run_files: Mapping[str, Path], collection: RequestedCollection) ->
         run = RunWithoutExcluded(read_run(path).items(), collection.excluded)
         if excluded_count := run.count_excluded():
             print(
-                f"{path}: {count_noun(excluded_count, 'document')} left out, because {collection.name} excludes them",
+                f"{path}: {count_noun(excluded_count, 'excluded document')} of {collection.name} left out",
                 file=sys.stderr,
             )
         runs[name] = dict(run)
