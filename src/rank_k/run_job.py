@@ -9,20 +9,31 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 from rank_k.data.long_documents import PassageSplit, SplitRun
-from rank_k.engine import RunStats
 from rank_k.errors import InputError
 from rank_k.options import InferenceOptions
 from rank_k.reranker import Reranker
 from rank_k.types import Candidate, PassageSource, Query, Ranking
-
-ShowProgress = Callable[[Callable[[], RunStats], int], AbstractContextManager[Any]]
-"""Called with a function that returns the counts so far, and the number of queries; shows progress while entered."""
+from rank_k.window.base import WindowReport
 
 
-def no_progress(get_stats: Callable[[], RunStats], total: int) -> AbstractContextManager[None]:
+class RunObserver(Protocol):
+    """Follows a run, for a progress display."""
+
+    def watch(self, run: Iterable[tuple[str, Sequence[Candidate]]]) -> Iterable[tuple[str, Sequence[Candidate]]]:
+        """Return `run`. Each query is iterated when its work starts."""
+
+    def add_result(self, query_id: str, round_number: int, window_number: int, report: WindowReport) -> None:
+        """Receive a ranked window."""
+
+
+ShowProgress = Callable[[Reranker, int], AbstractContextManager[RunObserver | None]]
+"""Called with the reranker and the number of queries; shows the progress while the context is entered."""
+
+
+def no_progress(reranker: Reranker, query_count: int) -> AbstractContextManager[None]:
     """Show nothing."""
     return nullcontext()
 
@@ -61,14 +72,16 @@ def rerank_run(
     reranker.prepare()
     name = reranker.journal.begin_run(settings)
     split_run = None if split is None else SplitRun(run, passages, split, depth)
-    with show_progress(lambda: reranker.stats, query_count):
+    candidates = run if split_run is None else split_run
+    with show_progress(reranker, query_count) as observer:
         results = reranker.rerank(
-            run if split_run is None else split_run,
+            candidates if observer is None else observer.watch(candidates),
             queries,
             passages if split_run is None else split_run,
             max_seconds=max_seconds,
             token_budget=token_budget,
             run_name=name,
+            on_result=None if observer is None else observer.add_result,
         )
         rankings = ((result.query_id, result.ranking) for result in results)
         yield from rankings if split_run is None else split_run.document_rankings(rankings)

@@ -150,8 +150,8 @@ def test_evaluate_json_has_every_query_and_lists_missing_ones(collection_folder:
     assert partial_run["mean"]["RR@10"] == pytest.approx(1 / 3)
     assert (partial_run["missing"], partial_run["unjudged"]) == (["q2"], ["q9"])
     assert result.lines == [
-        "part.trec: 1 judged queries missing, counted as 0: q2",
-        "part.trec: 1 queries without judgments, not counted",
+        "part.trec: 1 judged query missing, counted as 0: q2 (--common-queries leaves them out)",
+        "part.trec: 1 query without judgments, not counted",
     ]
 
 
@@ -220,16 +220,29 @@ def test_doctor_detects_the_server_type_and_probes_it(
     result = rank_k("doctor", "--server", server.url)
     assert (result.code, result.err) == (0, "")
     assert f"{server.url}, server type {server_type}" in result.out
-    assert "oracle answers" in result.out
+    assert "oracle responds" in result.out
     assert server.calls == [], "without --probe nothing is asked"
     assert ("assumed" in result.out) == (owned_by in ("me", "llamacpp"))  # whose context stands elsewhere
 
     result = rank_k("doctor", "--server", server.url, "--probe")
     assert result.code == 0
     lines_by_label = {line.split("  ")[0]: line for line in result.out.splitlines()}
-    assert "in a field of its own" in lines_by_label["order"]
+    assert "in a separate field" in lines_by_label["order"]
     assert "[1]" in lines_by_label["order"]
     assert len(server.calls) >= 2
+
+
+def test_doctor_probe_exits_1_if_the_ranking_is_unusable(rank_k: RankK, loopback: StartLoopback) -> None:
+    result = rank_k("doctor", "--server", loopback(garbage=1.0).url, "--probe")
+    assert (result.code, result.err) == (1, "")
+    [order] = [line for line in result.out.splitlines() if line.startswith("order ")]
+    assert "no usable ranking" in order
+
+
+def test_journal_suggests_the_journal_of_a_run(collection_folder: Path, rank_k: RankK, loopback: StartLoopback) -> None:
+    rank_k(*RERANK, *server_options(loopback()))
+    assert "did you mean out.trec.journal.sqlite?" in rank_k("journal", "cost", "out.trec").err
+    assert "; give the journal of a run, such as " in rank_k("journal", "cost", "run.trec").err
 
 
 def test_doctor_reports_what_fails(

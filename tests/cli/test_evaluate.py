@@ -108,7 +108,7 @@ def test_evaluate_tables_equal_the_json(rank_k: RankK) -> None:
     out, _ = rank_k(*EVALUATE, *runs, "--measures", "nDCG@10", "AP")
     means, comparison_lines, loss_lines, unjudged = split_tables(out)
     assert [line.split()[0] for line in means] == ["run", "bm25.trec", "good.trec", "fair.trec"], "it joins the others"
-    assert comparison_lines[0] == "against bm25.trec: 4 comparisons, p values corrected for all (Holm)"
+    assert comparison_lines[0] == "compared with bm25.trec: 4 comparisons, p values corrected for all of them (Holm)"
     output = json.loads(rank_k(*EVALUATE, *runs, "--measures", "nDCG@10", "AP", "--json")[0])
     for line in comparison_lines[2:]:
         run, measure, difference, low, to, high, p, t_p, gain, stay, lose = line.split()
@@ -120,11 +120,13 @@ def test_evaluate_tables_equal_the_json(rank_k: RankK) -> None:
         )
         assert (p, t_p) == (f"{comparison['randomization_p_corrected']:.4f}", f"{comparison['t_p_corrected']:.4f}")
         assert (gain, stay, lose) == tuple(str(comparison[key]) for key in ("better", "equal", "worse"))
-    assert loss_lines[0] == "queries hurt worst in nDCG@10"
+    assert loss_lines[0] == "queries with the largest losses in nDCG@10"
     assert [line.split()[1] for line in loss_lines[2:] if line.startswith("fair.trec")] == [
         change["query_id"] for change in output["fair.trec"]["largest_losses"][:5]
     ]
-    assert unjudged == ["unjudged among the first ten: bm25.trec 0.0%, good.trec 0.0%, fair.trec 0.0%"]
+    assert unjudged == [
+        "share of unjudged documents among the first ten: bm25.trec 0.0%, good.trec 0.0%, fair.trec 0.0%"
+    ]
 
 
 def test_evaluate_without_baseline_prints_one_table(rank_k: RankK) -> None:
@@ -136,10 +138,10 @@ def test_evaluate_reports_the_share_of_unjudged_documents(rank_k: RankK) -> None
     write_run("new.trec", {q: [*(f"new{n}" for n in range(5)), *(f"{q}-{n}" for n in range(5))] for q in QUERIES[1:]})
     command = (*EVALUATE, "bm25.trec", "new.trec", "--measures", "nDCG@10")
     out, err = rank_k(*command)
-    assert split_tables(out)[1] == ["unjudged among the first ten: bm25.trec 0.0%, new.trec 50.0%"], (
-        "the missing one aside"
-    )
-    assert err == "new.trec: 1 judged queries missing, counted as 0: q00\n"
+    assert split_tables(out)[1] == [
+        "share of unjudged documents among the first ten: bm25.trec 0.0%, new.trec 50.0%"
+    ], "the missing one aside"
+    assert err == "new.trec: 1 judged query missing, counted as 0: q00 (--common-queries leaves them out)\n"
     loss_lines = split_tables(rank_k(*command, "--baseline", "bm25.trec")[0])[2]
     share_of_query = {line.split()[1]: line.rpartition("  ")[2] for line in loss_lines[2:]}
     assert set(share_of_query.values()) <= {"0% to 50%", "0% to -"}
@@ -198,7 +200,7 @@ def test_evaluate_handles_identical_runs_and_a_single_query(rank_k: RankK) -> No
     Path("copy.trec").write_bytes(Path("bm25.trec").read_bytes())
     out, _ = rank_k(*EVALUATE, "bm25.trec", "copy.trec", "--baseline", "bm25.trec", "--measures", "AP")
     assert split_tables(out)[1][2].split() == "copy.trec AP +0.0000 +0.0000 to +0.0000 1.0000 1.0000 0 12 0".split()
-    assert split_tables(out)[2] == ["no query lost AP"]
+    assert split_tables(out)[2] == ["no query has a lower AP"]
     Path("one").write_text("q00 0 q00-0 1\n")
     out, _ = rank_k("evaluate", "--qrels", "one", "good.trec", "--baseline", "bm25.trec", "--json", "--measures", "AP")
     comparison = json.loads(out)["good.trec"]["against_baseline"]["AP"]
@@ -238,8 +240,8 @@ def test_evaluate_reports_ties_unless_trec_eval_order_is_chosen(rank_k: RankK) -
     command = (*EVALUATE, "bm25.trec", "tied.trec", "--report", "report.html")
     _, err = rank_k(*command)
     assert err == (
-        "tied.trec: 12 queries with equal scores, taken in the order of the file;"
-        " --ties trec_eval puts them by descending id, as trec_eval does\n"
+        "tied.trec: 12 queries with equal scores, which keep the order of the file;"
+        " --ties trec_eval orders them by descending id, as trec_eval does\n"
     )
     _, err = rank_k(*command, "--ties", "trec_eval")
     assert err == ""
@@ -309,7 +311,9 @@ def test_evaluate_reports_the_cost_source_of_a_renamed_file(rank_k: RankK) -> No
         rank_k(*RERANK, *JUDGE_OPTIONS, "--output", name, "--journal", "c.trec.journal.sqlite", "--depth", depth)
     Path("a.trec").rename("c.trec")
     _, err = rank_k(*EVALUATE, "c.trec")
-    assert err == "c.trec: no run in c.trec.journal.sqlite wrote a file of this name; its last run is taken\n"
+    assert (
+        err == "c.trec: no run in c.trec.journal.sqlite wrote a file of this name; the cost is that of its last run\n"
+    )
     cost = read_run_cost(Path("c.trec.journal.sqlite"), Path("elsewhere/b.trec"))
     assert cost is not None
     assert (cost.wrote_file, cost.run, cost.other_runs) == (True, "", 1)
@@ -333,7 +337,7 @@ def test_evaluate_skips_an_unreadable_journal_unless_named(rank_k: RankK) -> Non
     Path("good.trec.journal.sqlite").write_text("no database at all, but long enough to look like one" * 20)
     out, err = rank_k(*EVALUATE, "good.trec")
     assert out.splitlines()[1].startswith("good.trec")
-    assert err.startswith("good.trec: without its cost: ")
+    assert err.startswith("good.trec: the cost is not shown: ")
     _, err = rank_k(*EVALUATE, "good.trec", "--journal", "good.trec=good.trec.journal.sqlite", code=2)
     assert "good.trec.journal.sqlite" in err
     sqlite3.connect("empty.sqlite").close()
@@ -342,6 +346,19 @@ def test_evaluate_skips_an_unreadable_journal_unless_named(rank_k: RankK) -> Non
 
 
 # --- the report ---
+
+
+def test_evaluate_common_queries_averages_over_queries_of_all_runs(rank_k: RankK) -> None:
+    lines = Path("good.trec").read_text().splitlines(keepends=True)
+    Path("part.trec").write_text("".join(line for line in lines if line.split()[0] in QUERIES[:3]))
+    out, err = rank_k(*EVALUATE, "good.trec", "part.trec", "--common-queries", "--json")
+    assert err.startswith("WARNING: only 3 of 12 judged queries are in all runs")
+    means = [run["mean"]["nDCG@10"] for run in json.loads(out).values()]
+    assert means[0] == means[1]
+    out, err = rank_k(*EVALUATE, "good.trec", "part.trec", "--json")
+    assert "9 judged queries" in err
+    means = [run["mean"]["nDCG@10"] for run in json.loads(out).values()]
+    assert means[0] > 3 * means[1]
 
 
 def test_evaluate_report_contains_the_command_that_recreates_it(rank_k: RankK) -> None:
@@ -378,7 +395,7 @@ def test_evaluate_report_contains_the_command_that_recreates_it(rank_k: RankK) -
         (("bm25.trec", "--csv", "none/values.csv"), ("--csv", "none")),
         (("bm25.trec", "--csv", "same", "--report", "same"), ("--report", "replace")),
         (("bm25.trec", "--queries", "none.jsonl", "--report", "r.html"), ("none.jsonl",)),
-        (("bm25.trec", "other.trec"), ("none of the queries of other.trec is judged in qrels",)),
+        (("bm25.trec", "other.trec"), ("qrels judges none of the queries of other.trec",)),
     ],
 )
 def test_evaluate_user_error_is_one_line(rank_k: RankK, arguments: tuple[str, ...], fragments: tuple[str, ...]) -> None:
@@ -393,10 +410,10 @@ def test_journal_show_unknown_run_lists_the_known_runs(rank_k: RankK) -> None:
     rank_k(*RERANK, *JUDGE_OPTIONS, "--output", "new.trec")
     _, err = rank_k("journal", "show", "new.trec.journal.sqlite", "--run", "nobody", code=2)
     assert "no run nobody" in err
-    name = err.split("one of: ")[1].strip()
+    name = err.split("its runs are ")[1].strip()
     assert rank_k("journal", "show", "new.trec.journal.sqlite", "--run", name)[0].count("== query") == len(QUERIES)
     _, err = rank_k("journal", "show", "new.trec.journal.sqlite", "--run", name, "--query", "q99", code=2)
-    assert f"run {name} in new.trec.journal.sqlite asked nothing about query q99" in err
+    assert f"run {name} in new.trec.journal.sqlite has no call for query q99" in err
 
 
 # --- the page about it ---

@@ -6,19 +6,18 @@ import io
 import sys
 import threading
 import time
-from collections import Counter
 
 import pytest
 
-from rank_k.cli.progress import format_count, format_seconds, progress_bar, show_progress
-from rank_k.engine import RunStats
-from rank_k.types import Usage
+from rank_k.cli.progress import ProgressState, progress_bar
+from rank_k.cli.render.words import count_noun, format_count, format_seconds
 from tests.cli.helpers import Terminal
 from tests.support.waiting import wait_until
 
-STATS = RunStats(
-    queries=3, windows=7, new_calls=5, usage=Usage(completion_tokens=1_500), repairs=Counter(unranked=2, truncated=1)
-)
+
+def poll() -> ProgressState:
+    """Return the state of work that is half done."""
+    return ProgressState(3, 6, "3/6 queries", "each takes 2 s")
 
 
 @pytest.fixture
@@ -28,17 +27,17 @@ def in_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_terminal")
-def test_show_progress_shows_counts_and_cleans_the_terminal_after_an_interruption(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_polled_progress_is_shown_and_erased_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
     output = Terminal()
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", output)
-        with pytest.raises(KeyboardInterrupt), show_progress(False, "cell [1]:")(lambda: STATS, 30):
+        with pytest.raises(KeyboardInterrupt), progress_bar("cell [1]: ", poll=poll):
             raise KeyboardInterrupt
-    for part in ("cell [1]:", "10%", "3/30 queries, 7 windows", "calls/s, 1.5k tokens out, 2 windows unranked"):
+    for part in ("cell [1]:", "50%", "3/6 queries", "each takes 2 s"):
         assert part in output.getvalue()
-    assert output.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K"), "the cursor is shown and the line erased"
+    assert output.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K\x1b[1A\x1b[2K"), (
+        "the cursor is shown, both lines erased"
+    )
 
 
 @pytest.mark.usefixtures("in_terminal")
@@ -79,15 +78,23 @@ def test_format_count(number: int, text: str) -> None:
     assert format_count(number) == text
 
 
-def test_progress_prints_lines_where_stderr_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [(1, "window", "1 window"), (1200, "window", "1,200 windows"), (0, "query", "0 queries"), (1, "query", "1 query")],
+)
+def test_count_noun(count: int, noun: str, text: str) -> None:
+    assert count_noun(count, noun) == text
+
+
+def test_polled_progress_is_logged_where_stderr_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setattr("rank_k.cli.progress.LOG_SECONDS", 0.01)
-    with show_progress(False, "cell 1: ")(lambda: STATS, 30):
-        wait_until(lambda: stream.getvalue().count("\n") >= 2, "no line was printed")
-    line = stream.getvalue().splitlines()[0]
-    assert line.startswith(f"cell 1: {STATS.queries}/30 queries")
-    assert line.endswith(" left")
+    with progress_bar("cell 1: ", poll=poll):
+        wait_until(lambda: stream.getvalue().count("\n") >= 3, "no line was printed")
+    notice, *lines = stream.getvalue().splitlines()
+    assert notice == "each takes 2 s"
+    assert set(lines) == {"cell 1: 3/6 queries"}
     stopped = stream.getvalue()
     time.sleep(0.05)
     assert stream.getvalue() == stopped

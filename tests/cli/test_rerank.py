@@ -136,7 +136,7 @@ def test_rerank_removes_and_counts_duplicate_candidates(
     result = rank_k(*RERANK, *server_options(loopback()), "--report", "report.json")
     assert result.code == 0
     assert read_ranking("out.trec") == BEST_RANKING
-    assert "repairs: 2 candidates that stood in the run twice, best kept" in result.lines
+    assert "repairs: 2 candidates listed twice in the run: the better rank counts" in result.lines
     assert json.loads(Path("report.json").read_text())["repairs"] == {"duplicates": 2}
 
 
@@ -207,22 +207,72 @@ def test_rerank_uses_a_prompt_file(collection_folder: Path, rank_k: RankK, loopb
     assert server.calls[0].body["messages"][0]["content"].startswith("Sort for why is the sky blue:\n[1] mark:")
 
 
-def test_rerank_lists_unranked_windows_and_strict_exits_3(
+def test_rerank_lists_unranked_windows_and_fails_when_none_is_ranked(
     collection_folder: Path, rank_k: RankK, loopback: StartLoopback
 ) -> None:
     server = loopback(garbage=1.0)
     result = rank_k(*RERANK, *server_options(server), "--report", "report.json")
-    assert result.code == 0
+    assert result.code == 3, "also without --strict"
+    assert result.lines[-1].startswith("no window could be ranked")
+    assert "rank-k doctor --probe" in result.lines[-1]
     assert read_ranking("out.trec") == FIRST_STAGE_RANKING
     [line] = [line for line in result.lines if line.startswith("left in input order: 3 of 3 windows: ")]
     assert all(f"{query_id} (round 1)" in line for query_id in TOPICS)
     report = json.loads(Path("report.json").read_text())
     assert report["unranked_windows"] == 3
     assert sorted((window["query_id"], window["round"]) for window in report["unranked"]) == [(q, 1) for q in TOPICS]
-    assert rank_k(*RERANK, *server_options(server), "--strict").code == 3
-    assert read_ranking("out.trec") == FIRST_STAGE_RANKING
     server.change(garbage=0)
     assert rank_k(*RERANK, *server_options(server), "--strict", "--journal", "another.sqlite").code == 0
+
+
+def test_rerank_strict_exits_3_if_some_windows_are_unranked(
+    collection_folder: Path, rank_k: RankK, loopback: StartLoopback
+) -> None:
+    server = loopback()
+    assert rank_k(*RERANK, *server_options(server), "--only", "q1").code == 0
+    server.change(garbage=1.0)
+    result = rank_k(*RERANK, *server_options(server))
+    assert result.code == 0
+    assert any(line.startswith("left in input order: 2 of 3 windows: ") for line in result.lines)
+    assert rank_k(*RERANK, *server_options(server), "--strict").code == 3
+
+
+def test_rerank_only_and_limit_select_queries(collection_folder: Path, rank_k: RankK, loopback: StartLoopback) -> None:
+    server = loopback()
+    result = rank_k(*RERANK, *server_options(server), "--limit", "2")
+    assert (result.code, result.lines[0].split(",")[0]) == (0, "2 queries")
+    assert read_ranking("out.trec") == {query_id: BEST_RANKING[query_id] for query_id in ("q1", "q2")}
+    assert rank_k(*RERANK, *server_options(server), "--only", "q3", "q1").code == 0
+    assert read_ranking("out.trec") == {query_id: BEST_RANKING[query_id] for query_id in ("q1", "q3")}
+    assert "--only q7: there is no such query" in rank_k(*RERANK, *server_options(server), "--only", "q7").err
+
+
+def test_rerank_limit_accepts_fewer_queries_than_the_run_has(
+    collection_folder: Path, rank_k: RankK, loopback: StartLoopback
+) -> None:
+    lines = Path("queries.jsonl").read_text().splitlines(keepends=True)
+    Path("queries.jsonl").write_text("".join(lines[1:]))
+    server = loopback()
+    assert "--limit N or --only ID" in rank_k(*RERANK, *server_options(server)).err
+    assert rank_k(*RERANK, *server_options(server), "--limit", "1").code == 0
+    assert read_ranking("out.trec") == {"q2": BEST_RANKING["q2"]}
+    Path("queries.jsonl").write_text('{"_id": "other", "text": "of another collection"}\n')
+    assert rank_k(*RERANK, *server_options(server), "--limit", "1").code == 2
+
+
+def test_retrieve_only_and_limit_select_queries(collection_folder: Path, rank_k: RankK) -> None:
+    retrieve = ("retrieve", "--documents", "corpus.jsonl", "--queries", "queries.jsonl", "--output", "bm25.trec")
+    assert rank_k(*retrieve, "--limit", "1").err == "1 query: bm25.trec\n"
+    assert read_ranking("bm25.trec") == {"q1": FIRST_STAGE_RANKING["q1"]}
+    assert rank_k(*retrieve, "--only", "q3").code == 0
+    assert read_ranking("bm25.trec") == {"q3": FIRST_STAGE_RANKING["q3"]}
+
+
+def test_model_of_a_server_without_a_server_names_the_option(collection_folder: Path, rank_k: RankK) -> None:
+    result = rank_k(*RERANK, "--model", "hltcoe/Rank-K-32B")
+    assert result.code == 2
+    assert "--server URL" in result.err
+    assert "rank-k-nano" in result.err
 
 
 def test_rerank_max_seconds_writes_a_complete_run(
@@ -231,7 +281,7 @@ def test_rerank_max_seconds_writes_a_complete_run(
     result = rank_k(*RERANK, *server_options(loopback(**STUCK_PLAN)), "--max-seconds", "0.3", "--report", "report.json")
     assert result.code == 0
     assert read_ranking("out.trec") == FIRST_STAGE_RANKING
-    assert "unfinished, best so far: 3 queries: q1, q2, q3" in result.lines
+    assert "unfinished, with the best ranking so far: 3 queries: q1, q2, q3" in result.lines
     assert json.loads(Path("report.json").read_text())["unfinished"] == list(TOPICS)
 
 
@@ -248,8 +298,8 @@ def test_rerank_report_equals_the_summary(collection_folder: Path, rank_k: RankK
     assert report["settings"]["depth"] == 100
     assert report["settings"]["run"] == "run.trec"
     assert f"tokens: {report['prompt_tokens']:,} in" in result.err
-    assert f"{report['completion_tokens']:,} out, of these {report['reasoning_tokens']:,} reasoning" in result.err
-    assert any(line.startswith("repairs: 3 cut thoughts closed") for line in result.lines)
+    assert f"{report['completion_tokens']:,} out, including {report['reasoning_tokens']:,} of reasoning" in result.err
+    assert any(line.startswith("repairs: 3 answers requested in a second call") for line in result.lines)
 
 
 @pytest.mark.parametrize(("preset", "windows", "rounds"), [("fast", 6, 2), ("balanced", 7, 2), ("thorough", 12, 2)])
@@ -304,6 +354,6 @@ def test_rerank_reports_cost_and_stops_at_the_token_budget(
     assert sum(query["reasoning_tokens"] for query in summary["per_query"]) == summary["reasoning_tokens"]
     over_budget = rank_k(*RERANK, *server_options(server), "--token-budget", "1", "--concurrency", "1")
     assert over_budget.code == 0
-    assert any(line.startswith("unfinished, best so far:") for line in over_budget.lines)
+    assert any(line.startswith("unfinished, with the best ranking so far:") for line in over_budget.lines)
     missing_file = rank_k(*RERANK, *server_options(server), "--price-file", "nothing.json")
     assert (missing_file.code, missing_file.err.count("\n")) == (2, 1)

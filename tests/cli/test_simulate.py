@@ -122,7 +122,7 @@ def test_simulate_accepts_a_custom_strategy_and_counts_missing_queries(
     assert code == 0
     assert sys.path == search_path
     assert "mine:Mine" in out
-    assert err == "1 judged queries missing in the run, counted as 0: q9\n"
+    assert err == "1 judged query missing in the run, counted as 0: q9\n"
 
 
 def test_simulate_dataset_with_a_single_query_has_null_error(files: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +152,7 @@ def test_simulate_dataset_with_a_single_query_has_null_error(files: Path, capfd:
 
 USER_ERRORS = {
     "strategy": (("--strategy", "slding"), ("slding", "did you mean sliding")),
-    "no strategy": (("--strategy", ","), ("--strategy", "must name")),
+    "no strategy": (("--strategy", ","), ("--strategy", "give the name")),
     "baseline": (("--baseline", "single"), ("--baseline single", "sliding, topdown, blocks")),
     "noise": (("--noise", "weka"), ("weka", "did you mean weak")),
     "noise file": (("--noise", "qrels.trec"), ("qrels.trec", "invalid JSON")),
@@ -291,6 +291,9 @@ def test_journal_fit_noise_never_overwrites_its_inputs(output: str, capfd: pytes
 @pytest.mark.usefixtures("files")
 def test_journal_fit_noise_requires_qrels(capfd: pytest.CaptureFixture[str]) -> None:
     Path("j.sqlite").touch()
-    assert "go together" in run_command(capfd, "journal", "fit-noise", "j.sqlite")[2]
-    assert "go together" in run_command(capfd, "journal", "cost", "j.sqlite", "--qrels", "qrels.trec")[2]
-    assert "no use for --output" in run_command(capfd, "journal", "cost", "j.sqlite", "--output", "noise.json")[2]
+    assert "fit-noise needs --qrels" in run_command(capfd, "journal", "fit-noise", "j.sqlite")[2]
+    assert "fit-noise needs --qrels" in run_command(capfd, "journal", "cost", "j.sqlite", "--qrels", "qrels.trec")[2]
+    assert (
+        "--output has no effect on cost"
+        in run_command(capfd, "journal", "cost", "j.sqlite", "--output", "noise.json")[2]
+    )

@@ -224,7 +224,7 @@ def test_study_keeps_finished_cells_when_the_server_fails(
     [line] = [line for line in err.splitlines() if line.startswith("rank-k study:")]
     assert "sliding-full-w10-s5" in line
     assert "1 of 2 cells are finished" in line
-    assert "the same command goes on from there" in line
+    assert "run the same command again to resume" in line
     assert [row["reasoning"] for row in rows(output)] == ["", "off"]
     server.change(refuse=0)
     assert main(study_command(files, output, "--reasoning", "off,full", *options)) == 0
@@ -302,7 +302,7 @@ def test_study_list_prints_the_cells(files: list[str], capsys: pytest.CaptureFix
         (["--strategy", "slidng"], "did you mean sliding?"),
         (["--reasoning", "maybe"], "'maybe'"),
         (["--samples", "1,,x"], "'x'"),
-        (["--baseline", "nothing", "--simulate"], "no cell is called 'nothing'"),
+        (["--baseline", "nothing", "--simulate"], "there is no cell 'nothing'"),
         (["--measures", "nDGC@10", "--simulate"], "unknown measure"),
         (["--measures", "Accuracy@1", "--simulate"], "one of Accuracy@1 cannot be computed"),
         (["--config", "rank-k-papr"], "give a TOML file, or one of rank-k-paper"),
@@ -334,7 +334,7 @@ def test_study_skips_depths_beyond_the_run(
     assert main(command) == 0
     left_out = [line for line in read_output(capsys)[1].splitlines() if "left out" in line]
     name = "collection.run.judge.sliding-full-d80"
-    assert left_out == [f"{name}: left out: at less depth all candidates are compared already"]
+    assert left_out == [f"{name}: left out, because a cell of less depth already reranks all candidates"]
 
 
 def test_study_accepts_a_measure_undefined_for_empty_runs(files: list[str], tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_distill_commands_train_a_student_that_reranks(
     )
     run_command("evaluate", "--qrels", paths["qrels.trec"], paths["bm25.trec"], new_run)
     output = capsys.readouterr()
-    assert "GB over all devices" in output.err
+    assert "GB of memory on all devices" in output.err
     assert "training: 4 steps\nstep 1/4, loss " in output.err
     assert "held-out rows: " in output.err
     assert "nDCG@10" in output.out

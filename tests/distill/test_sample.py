@@ -413,9 +413,9 @@ def test_distill_sample_writes_sets_and_counts(collection: Path, capsys: pytest.
     assert main([*SAMPLE, *options, "--output", "sets.jsonl"]) == 0
     output = capsys.readouterr()
     assert output.out == ""
-    assert "sets.jsonl: 1 sets, " in output.err
-    assert "relevant passages in a set: 1 in 100%" in output.err
-    assert "1 queries left out: the same or nearly the same as one of --exclude-queries" in output.err
+    assert "sets.jsonl: 1 set, " in output.err
+    assert "number of relevant passages: 1 in 100% of the sets" in output.err
+    assert "1 query left out: identical or similar to one of --exclude-queries" in output.err
     (row,) = read_candidate_sets("sets.jsonl")
     assert (row.query_id, row.source, row.license, row.grades) == ("q1", "tides", "CC BY 4.0", {"d7": 1})
     assert "d0" not in row.doc_ids
@@ -424,7 +424,7 @@ def test_distill_sample_writes_sets_and_counts(collection: Path, capsys: pytest.
 
 
 def test_distill_sample_resumes_and_reports_existing_sets(collection: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for count, existing_note in (("1", ""), ("2", ", 2 of them there already")):
+    for count, existing_note in (("1", ""), ("2", ", 2 of them from an earlier command")):
         assert main([*SAMPLE, "--queries-count", count, "--output", "sets.jsonl"]) == 0
         assert f"sets.jsonl: {2 * int(count)} sets{existing_note}, " in capsys.readouterr().err
 
@@ -432,8 +432,8 @@ def test_distill_sample_resumes_and_reports_existing_sets(collection: Path, caps
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--sizes", "many"), "'many' is no range such as 10-20"),
-        (("--ranks", "1-20,x"), "'x' is no range such as 10-20"),
+        (("--sizes", "many"), "'many' is not a range such as 10-20"),
+        (("--ranks", "1-20,x"), "'x' is not a range such as 10-20"),
         (("--none", "0.1"), "rank-k distill sample: none and skip_negatives need positives"),
         (("--nothing",), "rank-k distill sample: there is no option --nothing; see rank-k distill sample --help"),
     ],

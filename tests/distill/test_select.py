@@ -401,8 +401,8 @@ def test_distill_select_writes_training_and_heldout_rows(
     assert output.err.splitlines() == [
         f"sft.jsonl: {len(training)} rows",
         f"heldout.jsonl: {len(heldout)} rows",
-        "of 60 sets with 60 traces looked at",
-        "20 traces left out: no usable order",
+        "from 60 sets with 60 traces",
+        "20 traces left out: no usable ranking",
         "20 sets without a usable trace",
     ]
     assert not list(tmp_path.glob("*.part"))

@@ -184,7 +184,7 @@ def test_distill_select_skips_truncated_reasoning(
     assert main([*TRACE, *server_options(loopback(cut=1.0)), "--samples", "1"]) == 0
     assert main([*SELECT]) == 0
     stderr = capsys.readouterr().err
-    assert "6 traces left out: thought or answer ended by a limit" in stderr
+    assert "6 traces left out: truncated by a token limit" in stderr
     assert "6 sets without a usable trace" in stderr
     assert read_rows() == []
 
@@ -231,7 +231,7 @@ def test_distill_trace_labels_teacher_skips_unjudged_queries(
         b"".join(encode_json_line({**row.metadata, "passages": row.passages}) for row in sets)
     )
     assert main([*TRACE, "--teacher", "labels"]) == 0
-    assert "2 sets left out: nothing is known of their queries" in capsys.readouterr().err
+    assert "2 sets left out, because the query has no relevance judgments" in capsys.readouterr().err
     assert main([*SELECT]) == 0
     assert [row["query_id"] for row in read_rows()] == ["q2", "q3", "q4", "q5"]
 
@@ -258,7 +258,7 @@ def test_distill_trace_stops_at_the_token_budget(
         main([*TRACE, *server_options(loopback()), "--samples", "1", "--concurrency", "1", "--token-budget", "300"])
         == 0
     )
-    assert "unfinished, best so far: " in capsys.readouterr().err
+    assert "unfinished, with the best ranking so far: " in capsys.readouterr().err
     assert main([*TRACE, *server_options(loopback()), "--samples", "1", "--concurrency", "1"]) == 0
     assert "6 sets, 6 rounds, 6 calls (" in capsys.readouterr().err
 
@@ -266,11 +266,14 @@ def test_distill_trace_stops_at_the_token_budget(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--teacher", "labels", "--server", "http://localhost:1/v1"), "--teacher labels asks no model"),
+        (("--teacher", "labels", "--server", "http://localhost:1/v1"), "--teacher labels does not use a model"),
         (("--form", "order", "--simulate", "qrels.trec"), "--form and --tokenizer are for --teacher labels"),
         (("--simulate", "qrels.trec", "--noise", "weka"), "there is no noise 'weka'; did you mean weak?"),
-        (("--simulate", "qrels.trec", "--reasoning", "auto"), "--reasoning auto leaves some sets without a thought"),
-        (("--sets", "unjudged.jsonl", "--teacher", "labels"), "no set has grades that labels could speak of"),
+        (
+            ("--simulate", "qrels.trec", "--reasoning", "auto"),
+            "--reasoning auto would leave some sets without reasoning",
+        ),
+        (("--sets", "unjudged.jsonl", "--teacher", "labels"), "no set has grades for --teacher labels"),
         (("--sets", "broken.jsonl", "--simulate", "qrels.trec"), "broken.jsonl:2: set_id is missing"),
     ],
 )

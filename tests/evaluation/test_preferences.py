@@ -428,8 +428,8 @@ def test_evaluate_command_prints_preferences(run_evaluate: RunEvaluate, judgment
     assert [line.split()[0] for line in out.splitlines() if line][-2:] == ["judges", "anna,"]
     assert "Cohen's kappa" in out
     assert err.splitlines() == [
-        "not counted, judgments replaced by later ones of the same judge: 1",
-        "not counted, judgments taken back: 1",
+        "judgments left out because the same judge replaced them later: 1",
+        "judgments left out because they were undone: 1",
     ]
     assert run_evaluate("--preferences", *reversed(judgment_files))[0] == out
 
@@ -476,8 +476,8 @@ def test_judging_page_lists_interval_width_by_query_count() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run.trec", "--preferences", "{}"], "--preferences has no use for RUN"),
-        (["--preferences", "{}", "--qrels", "q"], "--preferences has no use for --qrels"),
+        (["run.trec", "--preferences", "{}"], "RUN has no effect with --preferences"),
+        (["--preferences", "{}", "--qrels", "q"], "--qrels has no effect with --preferences"),
         (["--preferences", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--qrels", "q"], "there is no run to evaluate"),
     ],

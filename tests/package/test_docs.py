@@ -26,9 +26,9 @@ PAGE_HEADER = """\
 
 Made from the commands' own help by `python -m tests.package.test_docs --write`.
 
-Data goes to standard output, everything else to standard error. Exit codes: 0 done; 1 what was looked at is not as
-it should be (`doctor`); 2 a mistake in options or data, or a model that cannot be had; 3 done, but windows were left
-in input order (`--strict`); 130 interrupted, and the same command goes on from there.
+Data goes to standard output, everything else to standard error. Exit codes: 0 done; 1 a check of `doctor` failed;
+2 wrong options or data, or a model that does not respond; 3 done, but no window could be ranked or, with `--strict`,
+not all of them; 130 interrupted: run the same command again to resume.
 """
 
 

@@ -408,12 +408,12 @@ def test_serve_judging_needs_no_model(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--compare", "good.trec", "bad.trec"], "nothing to compare the runs by; give --qrels"),
-        (["--qrels", "qrels"], "--qrels is for runs to look at"),
-        (["--preferences-file", "said.jsonl"], "--preferences-file is for runs to look at"),
+        (["--compare", "good.trec", "bad.trec"], "cannot be compared without judgments; give --qrels"),
+        (["--qrels", "qrels"], "--qrels has no effect without runs"),
+        (["--preferences-file", "said.jsonl"], "--preferences-file has no effect without runs"),
         (
             ["--compare", "good.trec", "--preferences-file", "said.jsonl", *FILES],
-            "one run has nothing to be judged against",
+            "a single run cannot be judged",
         ),
         (["--compare", "good.trec", "bad.trec", "--preferences-file", "said.jsonl"], "--queries is missing"),
         (["--compare", "good.trec", "bad.trec", "--preferences-file", "qrels", *FILES], "qrels"),

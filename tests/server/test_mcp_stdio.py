@@ -263,9 +263,9 @@ print("after")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--port", "1"), "--port goes with --http; add --http, or leave it out"),
-        (("--shutdown-timeout", "5"), "--shutdown-timeout goes with --http; add --http, or leave it out"),
-        (("--client-key-env", "X"), "--client-key-env goes with --http; add --http, or leave it out"),
+        (("--port", "1"), "--port has no effect without --http; add --http, or leave it out"),
+        (("--shutdown-timeout", "5"), "--shutdown-timeout has no effect without --http; add --http, or leave it out"),
+        (("--client-key-env", "X"), "--client-key-env has no effect without --http; add --http, or leave it out"),
         (("--http", "--host", "0.0.0.0"), "everyone who can reach 0.0.0.0 could use your model; require a key"),
     ],
 )

@@ -85,7 +85,7 @@ def test_study_command_lists_all_missing_files_at_once(
     assert main([*command, "--only", "bright-biology", "bright-pony", "rank-zephyr"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert "7 things are missing" in err
+    assert "7 files missing" in err
     for name in ("bright-biology/run.bm25.trec", "bright-pony/run.splade-v3.trec", "prompts/rank_zephyr_template.yaml"):
         assert str(tmp_path / name) in err
     assert "https://huggingface.co/datasets/xlangai/BRIGHT" in err
@@ -103,7 +103,7 @@ def test_study_command_list_shows_cells_and_serve_commands(capsys: pytest.Captur
 def test_study_command_server_requires_a_single_model(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["study", "--config", "rank-k-paper", "--server", "http://localhost:1/v1", "--list", "--only", "dl19"]
     assert main(options) == 2
-    assert "choose one with --only" in capsys.readouterr().err
+    assert "choose a model with --only" in capsys.readouterr().err
     assert main([*options, "rank-k-32b"]) == 0
     assert "rank-k-32b at http://localhost:1/v1" in capsys.readouterr().out
 

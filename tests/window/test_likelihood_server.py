@@ -187,7 +187,7 @@ def test_rerank_command_reports_the_likelihood_method(
     ]
     command = ["rerank", *write_dataset(DATA, tmp_path), *options]
     assert main(command) == 0
-    assert "ranked by query likelihood, not by comparison" in capfd.readouterr().err
+    assert "method likelihood: passages were scored one by one" in capfd.readouterr().err
     output_ids = [line.split()[2] for line in (tmp_path / "out.trec").read_text().splitlines()]
     assert output_ids == [doc_id for ids in PERFECT.values() for doc_id in ids]
     report = json.loads((tmp_path / "r.json").read_text())

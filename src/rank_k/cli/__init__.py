@@ -1,8 +1,8 @@
 """The command `rank-k`, with one module per verb. Only the module of the verb in use is imported.
 
 A verb's module has `add_arguments(parser)` and `run(args) -> exit status`. `args.command_line` is the command as it
-was typed. Exit statuses: 0 done; 1 a check of `doctor` failed; 2 wrong options or data, or a model
-that does not respond; 3 done, but with `--strict` and windows left unranked; 130 interrupted.
+was typed. Exit statuses: 0 done; 1 a check of `doctor` failed; 2 wrong options or data, or a model that does not
+respond; 3 done, but no window could be ranked or, with `--strict`, not all of them; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -26,54 +26,54 @@ from rank_k.errors import RankKError
 
 
 class Command(NamedTuple):
-    """A verb, or a step of `distill`. `example` is a command that runs as printed."""
+    """The help of a verb or of a step of `distill`. `example` is a command that runs as printed."""
 
     help: str
     example: str
 
 
 VERBS = {
-    "demo": Command("rerank passages of Python's own documentation, and see them before and after", "rank-k demo"),
-    "fetch": Command("get the weights of the embedded model", "rank-k fetch"),
+    "demo": Command("rerank passages of Python's documentation, and show the rankings before and after", "rank-k demo"),
+    "fetch": Command("download the weights of the embedded model", "rank-k fetch"),
     "retrieve": Command(
-        "make a first-stage run with BM25",
+        "create a first-stage run with BM25",
         "rank-k retrieve --documents corpus.jsonl.gz --queries queries.jsonl --output bm25.trec",
     ),
     "rerank": Command(
-        "rerank a first-stage run with a language model that reasons",
+        "rerank a first-stage run with a reasoning language model",
         "rank-k rerank --run bm25.trec --queries queries.jsonl --documents corpus.jsonl.gz --output reranked.trec"
         " --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B",
     ),
     "simulate": Command(
-        "try strategies on a simulated judge: plan before you pay",
+        "estimate quality, calls and cost of strategies with a simulated model",
         "rank-k simulate --run bm25.trec --qrels qrels.trec --noise strong --call-seconds 20+2.5w --concurrency 16,64",
     ),
     "evaluate": Command(
-        "measure runs against judgments, and compare them",
+        "evaluate runs with relevance judgments, and compare them",
         "rank-k evaluate --qrels qrels.trec bm25.trec reranked.trec --baseline bm25.trec --report report.html",
     ),
     "study": Command(
-        "compare strategies, budgets, samples, depths and models: quality, tokens, rounds, seconds",
+        "run a grid of strategies, reasoning budgets, samples, depths and models, and report quality and cost",
         "rank-k study --dataset beir:DIR --run bm25.trec --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B"
         " --strategy sliding,blocks --reasoning off,500,full --output study",
     ),
     "distill": Command(
-        "make a student: sample candidate sets, trace a teacher, select what to learn, train, export",
+        "train a small model (student) to rerank like a large one (teacher)",
         "rank-k distill sample --help",
     ),
     "serve": Command(
-        "answer rerank requests over HTTP, as Cohere's, Jina's and other APIs do, and look at journals",
-        "rank-k serve --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal served.sqlite",
+        "serve the rerank APIs of Cohere, Jina and others over HTTP, and a web page that shows rankings and journals",
+        "rank-k serve --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal calls.sqlite",
     ),
     "mcp": Command(
-        "offer reranking as a tool to assistants and agents, over the Model Context Protocol",
-        "rank-k mcp --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal asked.sqlite",
+        "serve reranking as a tool for assistants and agents, with the Model Context Protocol",
+        "rank-k mcp --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal calls.sqlite",
     ),
     "journal": Command(
-        "look into the file in which every call is kept", "rank-k journal cost reranked.trec.journal.sqlite"
+        "show, export or summarize the calls in a journal", "rank-k journal cost reranked.trec.journal.sqlite"
     ),
     "doctor": Command(
-        "say what is installed, which model answers, and (with --probe) what it can do", "rank-k doctor --probe"
+        "show what is installed, whether the model responds and, with --probe, what it can do", "rank-k doctor --probe"
     ),
 }
 """The verbs. Each is a module of this package."""
@@ -84,21 +84,26 @@ freed at once or lives until its end: looking for cycles took a sixth of a run's
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status.
+
+    Args:
+        argv: The words after `rank-k` (default: those of this process).
+    """
     arguments = sys.argv[1:] if argv is None else list(argv)
     parser = _build_parser(arguments)
     args, unknown = parser.parse_known_args(arguments)
     if not args.verb:
         parser.print_help()
         return 2
-    if unknown:  # without its value, which can be a key
+    if unknown:  # the message does not show the value, because it may be a key
         name = unknown[0].partition("=")[0]
-        return _print_mistake(args, f"there is no option {name}; see {_command_name(args)} --help")
+        return _print_user_error(args, f"there is no option {name}; see {_command_name(args)} --help")
     args.command_line = shlex.join(("rank-k", *arguments))
     return _run_verb(args)
 
 
 def _run_verb(args: argparse.Namespace) -> int:
-    """Run the verb and return its exit status. Errors of the user are printed as one line, without a traceback."""
+    """Run the verb and return its exit status. User errors are printed in one line, without a traceback."""
     gc.set_threshold(GC_THRESHOLD)
     atexit.register(gc.freeze)  # the end of the process frees the rest, cycles or not
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -107,23 +112,23 @@ def _run_verb(args: argparse.Namespace) -> int:
         code: int = _import_verb(args.verb).run(args)
         sys.stdout.flush()
     except RankKError as error:
-        return _print_mistake(args, str(error))
+        return _print_user_error(args, str(error))
     except KeyboardInterrupt as interruption:
         print(f"\n{interruption}" if interruption.args else f"\n{_command_name(args)}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
+    except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # for example a full disk
-        return _print_mistake(args, f"{error.filename or 'the system'}: {error.strerror or error}")
+        return _print_user_error(args, f"{error.filename or 'the system'}: {error.strerror or error}")
     except sqlite3.Error as error:
-        return _print_mistake(args, f"the journal cannot be used: {error}; give another file with --journal")
+        return _print_user_error(args, f"the journal cannot be used: {error}; give another file with --journal")
     return code
 
 
 @contextmanager
 def resumable(journal: Path) -> Iterator[None]:
-    """Say how to resume if the work in this context, whose calls `journal` stores, is interrupted with Ctrl-C."""
+    """Say how to resume if Ctrl-C interrupts the work in this context, whose calls are stored in `journal`."""
     try:
         yield
     except KeyboardInterrupt:
@@ -132,7 +137,7 @@ def resumable(journal: Path) -> Iterator[None]:
         ) from None
 
 
-def _print_mistake(args: argparse.Namespace, message: str) -> int:
+def _print_user_error(args: argparse.Namespace, message: str) -> int:
     print(f"{_command_name(args)}: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
@@ -152,7 +157,7 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
     parser = _OneLineErrorParser(
         prog="rank-k",
-        description="Listwise reranking by language models that reason.",
+        description="Listwise reranking with reasoning language models.",
         epilog="example: rank-k demo",
     )
     parser.add_argument("--version", action="version", version=f"rank-k {__version__}")
@@ -167,7 +172,14 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def add_command(commands: argparse._SubParsersAction[Any], name: str, command: Command, module: ModuleType) -> None:
-    """Add the verb or step `name`, which `module` implements."""
+    """Add a verb, or a step of `distill`.
+
+    Args:
+        commands: Where the command is added.
+        name: The name of the command.
+        command: Its help and example.
+        module: The module with its arguments.
+    """
     parser = commands.add_parser(
         name,
         help=command.help,

@@ -1,4 +1,4 @@
-"""The options that name a collection, shared by the commands that need one."""
+"""The collection that a command uses: --dataset, or files for its parts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from rank_k.errors import InputError
 
 
 def add_collection_options(parser: argparse.ArgumentParser) -> None:
+    """Add --dataset, --queries and --documents."""
     group = parser.add_argument_group("collection", "files may be compressed (.gz, .zst); see docs/collections.md")
     add_flags(group, "--dataset", "--queries", "--documents")
 
 
 class RequestedCollection:
-    """The data set that --dataset names, with files that replace its parts, or files alone.
+    """The data set that --dataset names. Files that are given replace parts of it, or all of it.
 
-    A part is looked up when it is used; ir_datasets downloads it only then.
+    Each part is located when it is first used, because ir_datasets downloads it then.
 
     Args:
-        args: The options of the command. Those that the command does not have count as not given.
+        args: The options of the command. The command need not have all options of a collection.
 
     Raises:
         InputError: If there is no such data set.
@@ -36,12 +37,12 @@ class RequestedCollection:
 
     @property
     def excluded(self) -> ExcludedDocuments:
-        """The documents that must not be ranked."""
+        """The documents that must not be ranked, by query id."""
         return {} if self._dataset is None else self._dataset.excluded
 
     @property
     def queries(self) -> Path:
-        """The queries. Raises `InputError` if there are none."""
+        """The file with the queries. Raises `InputError` if there is none."""
         return self.file("queries")
 
     @property
@@ -55,19 +56,18 @@ class RequestedCollection:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The user's files that are read and must not be overwritten."""
+        """The files of the user that are read and must not be overwritten."""
         return (self.queries, *self.corpus.files)
 
     def open_store(self, *, quiet: bool = False) -> DocumentStore:
-        """Return the documents by id, which must be closed. Shows how far they are indexed, unless `quiet`."""
+        """Return a store of the documents, which must be closed. Shows the progress of indexing, unless `quiet`."""
         with progress_bar("indexing the documents", quiet=quiet) as update:
             return self.corpus.store(update)
 
     def find_file(self, option: str) -> Path | None:
-        """Return the file that `option` (queries, qrels or run) names, or else the data set's own.
+        """Return the file that the user gave for `option`, or else that of the data set; None if there is neither.
 
-        Returns:
-            The file; None if there is neither.
+        `option` is queries, qrels or run.
         """
         attribute = "first_stage" if option == "run" else option
         file: Path | None = self._options.get(option)
@@ -76,7 +76,7 @@ class RequestedCollection:
         return file
 
     def file(self, option: str) -> Path:
-        """Return what `find_file` returns. Raises `InputError` if there is no file."""
+        """Return the file that `find_file` finds. Raises `InputError` if there is none."""
         if (file := self.find_file(option)) is None:
             raise self._missing_part_error(option)
         return file
@@ -86,5 +86,5 @@ class RequestedCollection:
         alternative = "" if self.name else f", or --dataset with {DATASET_HELP}"
         if option == "run":
             run_files = getattr(self._dataset, "runs", ())
-            alternative = f", such as {run_files[0]}" if run_files else "; rank-k retrieve makes one"
+            alternative = f", such as {run_files[0]}" if run_files else ", or create one with rank-k retrieve"
         return InputError(f"--{option} is missing{note}", f"give --{option} FILE{alternative}")

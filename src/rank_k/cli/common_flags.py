@@ -1,4 +1,4 @@
-"""Flags that several commands have, each defined once, and the check that a flag has an effect."""
+"""Flags that several commands share, and checks of flags."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rank_k.option_values import ValueKind, number, whole_number
 
 
 def flag_type(kind: ValueKind) -> Callable[[str], Any]:
-    """Return the argparse type of a kind of value."""
+    """Return the function that argparse calls to parse values of a kind."""
 
     def parse(text: str) -> Any:
         try:
@@ -33,34 +33,83 @@ DATASET_HELP = "beir:DIR, bright:SUBSET, python-docs or an ir_datasets id"
 _FLAGS: dict[str, dict[str, Any]] = {
     "--dataset": {
         "metavar": "NAME",
-        "help": f"{DATASET_HELP}; stands for queries, documents, qrels and a run together",
+        "help": f"data set with queries, documents and qrels: {DATASET_HELP}",
     },
-    "--queries": {"type": Path, "metavar": "FILE", "help": "JSONL (_id, text), TSV or TREC topics"},
-    "--documents": {"type": Path, "metavar": "FILE", "help": "JSONL (_id, title, text) or TSV"},
-    "--qrels": {"type": Path, "metavar": "FILE", "help": "TREC or BEIR judgments (the data set's)"},
-    "--run": {"type": Path, "metavar": "FILE", "help": "TREC run, or score.json (the data set's)"},
+    "--queries": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "queries: JSONL with _id and text, TSV, or TREC topics (default: those of the data set)",
+    },
+    "--documents": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "documents: JSONL with _id, title and text, or TSV (default: those of the data set)",
+    },
+    "--qrels": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "relevance judgments: TREC or BEIR qrels (default: those of the data set)",
+    },
+    "--run": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "first-stage run: TREC run or score.json (default: that of the data set)",
+    },
+    "--limit": {
+        "type": positive_int,
+        "default": argparse.SUPPRESS,  # so that it is a setting of a run only if it is given
+        "metavar": "N",
+        "help": "use only the first N queries",
+    },
+    "--only": {
+        "nargs": "+",
+        "default": argparse.SUPPRESS,
+        "metavar": "ID",
+        "help": "use only the queries with these ids",
+    },
     "--noise": {"default": "strong", "metavar": "NOISE", "help": f"errors of the simulated model: {NOISE_HELP}"},
     "--measures": {
         "nargs": "+",
         "metavar": "M",
-        "help": "as ir_measures writes them, the most important one first (default: nDCG@10; for evaluate also"
-        " nDCG@20 AP RR@10 R@100 Judged@10)",
+        "help": "measures in the notation of ir_measures, the most important one first (default: nDCG@10; for evaluate"
+        " also nDCG@20 AP RR@10 R@100 Judged@10)",
     },
-    "--price-in": {"type": non_negative_float, "metavar": "P", "help": "per million tokens in"},
-    "--price-out": {"type": non_negative_float, "metavar": "P", "help": "per million tokens out, reasoning included"},
-    "--json": {"action": "store_true", "help": "print JSON to standard output instead of tables"},
+    "--price-in": {"type": non_negative_float, "metavar": "P", "help": "price of a million prompt tokens"},
+    "--price-out": {
+        "type": non_negative_float,
+        "metavar": "P",
+        "help": "price of a million completion tokens, including reasoning",
+    },
+    "--json": {"action": "store_true", "help": "print JSON instead of tables"},
     "--strict": {
         "action": "store_true",
         "help": "exit with status 3 if a window was left in input order or a query unfinished",
     },
-    "--quiet": {"action": "store_true", "help": "no progress and no summary"},
+    "--quiet": {"action": "store_true", "help": "print no progress and no summary"},
 }
 
 
 def add_flags(group: argparse._ActionsContainer, *flags: str) -> None:
-    """Add flags that other commands have too."""
+    """Add some of the flags that commands share."""
     for flag in flags:
         group.add_argument(flag, **_FLAGS[flag])
+
+
+def select_queries(args: argparse.Namespace, query_ids: Iterable[str]) -> list[str]:
+    """Return the ids of the queries that --only and --limit select, in their order.
+
+    Args:
+        args: The options of the command.
+        query_ids: The ids of all queries.
+
+    Raises:
+        InputError: If --only names a query that is not there.
+    """
+    known_ids = list(query_ids)
+    only = set(getattr(args, "only", known_ids))
+    if unknown_ids := only.difference(known_ids):
+        raise InputError(f"--only {min(unknown_ids)}: there is no such query", "give ids of the queries file")
+    return [query_id for query_id in known_ids if query_id in only][: getattr(args, "limit", None)]
 
 
 def reject_flags(args: argparse.Namespace, names: Iterable[str], problem: str, remedy: str) -> None:

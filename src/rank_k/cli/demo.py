@@ -1,15 +1,18 @@
-"""`rank-k demo`: the main job on real text that is on every machine, with the embedded model."""
+"""`rank-k demo`: rerank passages of Python's own documentation, and show the rankings before and after."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rank_k.cli.common_flags import positive_int
 from rank_k.cli.model_options import add_options, add_server_options, reranker_options
+from rank_k.cli.render.tables import Table, print_tables
+from rank_k.cli.render.words import count_noun, format_seconds
+from rank_k.cli.run_progress import RunProgress, show_progress
 from rank_k.data.collections.demo import load_passages, load_qrels, load_questions
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
@@ -18,97 +21,166 @@ from rank_k.options import OPTIONS
 from rank_k.reranker import Reranker
 from rank_k.retrieval.bm25 import retrieve
 from rank_k.types import Candidate, Passage, Query
+from rank_k.window.base import WindowReport
 
+SHOWCASE = ("parallel-processes", "random-items")
+"""The questions that are shown by default, because rank-k-nano improves them clearly. --all shows every question."""
 DEPTH = 12
-PASSAGE_TOKENS = 120  # a docstring's gist; the embedded model reads some 200 tokens a second
+_TABLE_ROWS = 5
+_GIST_LENGTH = 32
+_TRACE_LENGTH = 64
+_MARKS = {3: "●", 2: "●", 1: "○"}
+"""The mark of a passage by its grade."""
+PASSAGE_TOKENS = 120
+"""Enough for the gist of a docstring. The embedded model reads some 200 tokens a second on 2 CPU cores."""
 
 METHOD_DESCRIPTIONS = {
-    "listwise": "ranked by comparison; before each ranking stands what was thought",
-    "likelihood": "ranked by query likelihood, not by comparison: nothing was thought; before each passage stands the"
-    " log-probability of the question after it",
-    "combined": "ranked by comparison, query likelihood and BM25 together; before each ranking stands what was thought,"
-    " and before each passage the log-probability of the question after it",
+    "listwise": "It compares passages in windows, and the windows are combined into one ranking.",
+    "likelihood": "It scores each passage by the likelihood of the question after the passage.",
+    "combined": "It scores each passage by the likelihood of the question after the passage, and compares passages in"
+    " windows. The final score combines both with the rank by BM25.",
 }
-"""What is said of the rankings, by what they are ranked by."""
+
+NEXT_STEPS = """\
+What to try next:
+  your own question   rank-k demo --query "how do I call a function later, after a delay"
+  all {count} questions    rank-k demo --all  (about {duration})
+  the web page        rank-k serve
+  your own run        rank-k rerank --help"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--query", metavar="TEXT", help="a question of your own about Python")
-    parser.add_argument("--all", action="store_true", help="all judged questions rather than six")
-    parser.add_argument("--depth", type=positive_int, default=DEPTH, metavar="N", help="passages per question")
+    questions = parser.add_mutually_exclusive_group()
+    questions.add_argument("--query", metavar="TEXT", help="your own question about Python")
+    questions.add_argument(
+        "--all",
+        action="store_true",
+        help="rerank all judged questions, instead of two for which the model helps clearly",
+    )
+    parser.add_argument(
+        "--depth", type=positive_int, default=DEPTH, metavar="N", help="number of passages per question"
+    )
     add_options(parser, [OPTIONS[name] for name in ("method", "reasoning", "max_tokens")])
     add_server_options(parser)
 
 
+class _Demo(NamedTuple):
+    """What all questions share: the reranker, the first-stage run, the passages and the judgments by query id."""
+
+    reranker: Reranker
+    first_stage: Mapping[str, Sequence[Candidate]]
+    passages: Mapping[str, Passage]
+    qrels: Mapping[str, Mapping[str, int]]
+
+
 def run(args: argparse.Namespace) -> int:
     if args.depth < 2:
-        raise InputError(f"--depth is {args.depth}", "give 2 or more")
-    started = time.monotonic()
-    texts = {passage.doc_id: passage for passage in load_passages()}
+        raise InputError(f"--depth must be at least 2 (got {args.depth})", "give a larger number")
+    passages = {passage.doc_id: passage for passage in load_passages()}
+    judged_questions = {question.query.query_id: question.query for question in load_questions()}
+    questions = judged_questions if args.all else {query_id: judged_questions[query_id] for query_id in SHOWCASE}
     if args.query:
-        queries = {"yours": Query("yours", args.query)}
-    else:
-        queries = {q.query.query_id: q.query for q in load_questions() if args.all or q.featured}
-    first_stage = dict(retrieve(queries.values(), texts.values(), depth=args.depth))
-    qrels_of_queries = {query_id: grades for query_id, grades in load_qrels().items() if query_id in queries}
-    reranked: dict[str, Sequence[Candidate]] = {}
-    weights_name = args.model or default_model(args.method)
-    is_plain = args.server is None and find_student(weights_name) is None  # no settings of its own
-    options = reranker_options(args) | {"depth": None}
-    if is_plain:
-        options = {"passage_tokens": PASSAGE_TOKENS, "max_tokens": 256, "temperature": 0.0, **options}
-    with Reranker(args.model, **options) as reranker:
+        questions = {"yours": Query("yours", args.query)}
+    first_stage = dict(retrieve(questions.values(), passages.values(), depth=args.depth))
+    if not all(first_stage.values()):
+        raise InputError("BM25 finds no passage for this question", "use other words")
+    with Reranker(args.model, **_options(args)) as reranker:
+        demo = _Demo(reranker, first_stage, passages, load_qrels())
+        print(_introduction(demo, args.depth), end="\n\n", flush=True)
         reranker.prepare()
-        print(f"{len(texts):,} passages of Python's documentation, BM25, then {reranker.model.name}")
-        print(textwrap.fill(METHOD_DESCRIPTIONS[reranker.method], 96), end="\n\n")
-        for query_id, query in queries.items():
-            grades = qrels_of_queries.get(query_id, {})
-            reranked[query_id] = _rerank_question(reranker, query, first_stage[query_id], texts, grades)
-    if qrels_of_queries:
-        _print_quality(qrels_of_queries, first_stage, reranked)
-    print(f"{time.monotonic() - started:.0f} s in all", file=sys.stderr)
+        started = time.monotonic()
+        reranked: dict[str, Sequence[Candidate]] = {}
+        for number, query in enumerate(questions.values(), 1):
+            ranking, traces = _rerank(demo, query, f"question {number} of {len(questions)}: ", len(questions))
+            reranked[query.query_id] = ranking
+            if args.all:
+                print(f"{_quality(demo, {query.query_id: ranking})}  {query.text}", flush=True)
+            else:
+                _print_question(demo, query, ranking, traces)
+        seconds = (time.monotonic() - started) / len(questions) * len(judged_questions)
+    if args.all:
+        print(f"{_quality(demo, reranked)}  average of {count_noun(len(questions), 'question')}")
+    else:
+        print(NEXT_STEPS.format(count=len(judged_questions), duration=format_seconds(seconds)))
     return 0
 
 
-def _rerank_question(
-    reranker: Reranker,
-    query: Query,
-    candidates: Sequence[Candidate],
-    texts: Mapping[str, Passage],
-    grades: Mapping[str, int],
-) -> Sequence[Candidate]:
-    """Rerank the candidates of a question, print them in their new order, and return them."""
-    print(f"── {query.text}")
-    if len(candidates) < 2:
-        print("   BM25 found fewer than two passages: nothing to compare\n")
-        return candidates
-    ids = [candidate.doc_id for candidate in candidates]
-    hits = reranker.rank(query.text, [texts[doc_id].text for doc_id in ids])
-    trace = textwrap.shorten(" ".join(hits.traces), 400, placeholder=" ...")
-    if trace:
-        print(textwrap.indent(textwrap.fill(trace, 96), "   │ "))
-    for hit in hits:
-        doc_id = ids[hit.index]
-        grade = f"grade {grades[doc_id]}" if doc_id in grades else "       "
-        gist = textwrap.shorten(texts[doc_id].text, 64, placeholder="...")
-        score = "" if hit.likelihood is None else f"{hit.likelihood:>8.2f}  "
-        print(f"  {'=' if hit.tied else ' '}{hit.rank:>3}  was {hit.index + 1:>2}  {grade}  {score}{doc_id}: {gist}")
-    repairs = "".join(f", {kind} {count}" for kind, count in sorted(hits.repairs.items()))
-    print(f"   {hits.usage.prompt_tokens} tokens in, {hits.usage.completion_tokens} out{repairs}\n")
-    return [Candidate(ids[hit.index], hit.score) for hit in hits]
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of the reranker. A distilled model has its own."""
+    options = {**reranker_options(args), "depth": None}
+    if args.server is None and find_student(args.model or default_model(args.method)) is None:
+        return {"passage_tokens": PASSAGE_TOKENS, "max_tokens": 256, "temperature": 0.0, **options}
+    return options
 
 
-def _print_quality(
-    qrels: Mapping[str, Mapping[str, int]],
-    first_stage: Mapping[str, Sequence[Candidate]],
-    reranked: Mapping[str, Sequence[Candidate]],
-) -> None:
-    """Print nDCG@10 before and after, and how many questions got better or worse."""
-    from statistics import fmean
+def _introduction(demo: _Demo, depth: int) -> str:
+    """Return what the demo does."""
+    model = demo.reranker.model.name or "the model"
+    paragraph = (
+        f"For {count_noun(len(demo.first_stage), 'question')} about Python, BM25 finds the best {depth} of"
+        f" {len(demo.passages):,} passages of Python's documentation, and {model} reranks them."
+        f" {METHOD_DESCRIPTIONS[demo.reranker.method]} After ten calls to the model, a message says how long that"
+        " takes."
+    )
+    return textwrap.fill(paragraph, 79)
 
-    before, after = (evaluate(qrels, run, ["nDCG@10"]).per_query["nDCG@10"] for run in (first_stage, reranked))
-    better = sum(after[query_id] > before[query_id] + 1e-9 for query_id in before)
-    worse = sum(after[query_id] < before[query_id] - 1e-9 for query_id in before)
-    moved = sum([c.doc_id for c in reranked[q]] != [c.doc_id for c in first_stage[q]] for q in first_stage)
-    print(f"nDCG@10  BM25 {fmean(before.values()):.4f}   reranked {fmean(after.values()):.4f}")
-    print(f"{len(before)} questions: {better} better, {worse} worse, order changed in {moved}")
+
+def _rerank(demo: _Demo, query: Query, title: str, question_count: int) -> tuple[Sequence[Candidate], Sequence[str]]:
+    """Return the ranking of a question's candidates, and the reasoning traces of its windows."""
+    traces: list[str] = []
+
+    def describe_duration(progress: RunProgress) -> str:
+        seconds = progress.seconds_per_query()
+        if seconds is None or title.partition(" of ")[0] != "question 1":
+            return ""
+        return f"{count_noun(question_count, 'question')} will take about {format_seconds(seconds * question_count)}"
+
+    run = [(query.query_id, demo.first_stage[query.query_id])]
+    with show_progress(title=title, noun="question", describe_notice=describe_duration)(demo.reranker, 1) as progress:
+
+        def add_result(query_id: str, round_number: int, window_number: int, report: WindowReport) -> None:
+            traces.extend(filter(None, report.traces))
+            progress.add_result(query_id, round_number, window_number, report)
+
+        queries = {query.query_id: query}
+        [result] = demo.reranker.rerank(progress.watch(run), queries, demo.passages, on_result=add_result)
+    return [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(result.ranking.doc_ids, 1)], traces
+
+
+def _print_question(demo: _Demo, query: Query, ranking: Sequence[Candidate], traces: Sequence[str]) -> None:
+    """Print the first passages by BM25 and those of the new ranking side by side, and what the model generated."""
+    grades = demo.qrels.get(query.query_id)
+    notes = [
+        f"reasoning about window {number}: {textwrap.shorten(trace, _TRACE_LENGTH, placeholder=' ...')}"
+        for number, trace in enumerate(traces, 1)
+    ]
+    old_ids = [candidate.doc_id for candidate in demo.first_stage[query.query_id]]
+    rows = []
+    for index, (old_id, candidate) in enumerate(zip(old_ids, ranking[:_TABLE_ROWS], strict=False)):
+        old_index = old_ids.index(candidate.doc_id)
+        arrow = "=" if old_index == index else "↑" if old_index > index else "↓"
+        old_gist, new_gist = (_gist(demo.passages[doc_id], grades) for doc_id in (old_id, candidate.doc_id))
+        rows.append([index + 1, old_gist, f"{arrow} {old_index + 1}", new_gist])
+    if grades is not None:
+        notes.append(f"● relevant, ○ related; nDCG@10 {_quality(demo, {query.query_id: ranking})}")
+    columns = ("", "BM25", "was", demo.reranker.model.name)
+    print_tables([Table(columns, rows, align="llll", title=f"── {query.text}", notes=[*notes, ""])])
+
+
+def _gist(passage: Passage, grades: Mapping[str, int] | None) -> str:
+    """Return the beginning of a passage after the mark of its grade, which needs judgments.
+
+    Of a long name such as `concurrent.futures.Executor.map`, only the last two parts are shown.
+    """
+    name, parenthesis, rest = passage.text.replace("\n", ": ", 1).replace("\n", " ").partition("(")
+    text = f"{name if ' ' in name else '.'.join(name.split('.')[-2:])}{parenthesis}{rest}"
+    gist = text if len(text) <= _GIST_LENGTH else f"{text[: _GIST_LENGTH - 1]}…"
+    return gist if grades is None else f"{_MARKS.get(grades.get(passage.doc_id, 0), ' ')} {gist}"
+
+
+def _quality(demo: _Demo, reranked: Mapping[str, Sequence[Candidate]]) -> str:
+    """Return nDCG@10 by BM25 and of the new rankings."""
+    qrels = {query_id: demo.qrels[query_id] for query_id in reranked}
+    runs = ({query_id: demo.first_stage[query_id] for query_id in reranked}, reranked)
+    before, after = (evaluate(qrels, run, ["nDCG@10"]).means["nDCG@10"] for run in runs)
+    return f"{before:.4f} → {after:.4f}"

@@ -1,4 +1,4 @@
-"""`rank-k doctor`: what is installed, which server answers, what it can do."""
+"""`rank-k doctor`: show what is installed, whether the model responds, and what it can do."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ from rank_k.window.scorers import query_log_probability
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--probe", action="store_true", help="ask the model a few small questions")
-    parser.add_argument("--prompt", type=Path, metavar="FILE", help="a prompt template to look at")
+    parser.add_argument(
+        "--probe", action="store_true", help="send a few small requests to the model, and fail if it cannot rank"
+    )
+    parser.add_argument("--prompt", type=Path, metavar="FILE", help="prompt template to check")
     add_server_options(parser)
 
 
@@ -37,14 +39,14 @@ def run(args: argparse.Namespace) -> int:
     _print_extras()
     if args.prompt is not None:
         template = read_template(args.prompt)
-        official = ", the prompt of the Rank-K authors" if template.sha256 == OFFICIAL_SHA256 else ""
+        official = "; this is the prompt of the Rank-K paper" if template.sha256 == OFFICIAL_SHA256 else ""
         _print_row("prompt", f"{template.name}, sha256 {template.sha256}{official}")
     try:
-        asyncio.run(_check_model(args))
+        is_usable = asyncio.run(_check_model(args))
     except RankKError as error:
         _print_row("model", str(error))
         return 1
-    return 0
+    return 0 if is_usable else 1
 
 
 def _print_row(label: str, text: str) -> None:
@@ -60,55 +62,65 @@ def _print_extras() -> None:
 
 
 def _installed_version(module: str, packages: Mapping[str, Sequence[str]]) -> str | None:
-    """Return name and version of the distribution that installs `module`, or None if it is not installed."""
+    """Return name and version of the distribution that installs `module`; None if it is not installed."""
     names = packages.get(module.partition(".")[0], ())
     name = module if "." in module else next(iter(names), "")  # many distributions share a namespace: backports.zstd
     return f"{name} {metadata.version(name)}" if name in names else None
 
 
-async def _check_model(args: argparse.Namespace) -> None:
+async def _check_model(args: argparse.Namespace) -> bool:
+    """Print what the model is and, with --probe, what it can do. Return whether its rankings are usable."""
     options = {**given_options(args), "api_key": api_key(args.server, args.api_key_env)}
     resolved, local_model = resolve_options(args.model, options)
     model = build_model(args.model, local_model, resolved)
     try:
         await model.prepare()
         _print_server(model)
-        if args.probe:
-            await _print_probes(model)
+        return await _print_probes(model) if args.probe else True
     finally:
         await model.close()
 
 
 def _print_server(model: Model) -> None:
-    _print_row("model", f"{model.name} answers")
+    _print_row("model", f"{model.name} responds")
     note = ""
     if isinstance(model, HttpModel):
         _print_row("server", f"{model.url}, server type {model.server_type.name}")
         if not model.context_length_is_known:
-            note = " (assumed, because the server does not report it; --context-length sets it)"
+            note = " (assumed, because the server does not report it; set it with --context-length)"
     _print_row("context", f"{model.context_length:,} tokens{note}")
 
 
-async def _print_probes(model: Model) -> None:
+async def _print_probes(model: Model) -> bool:
+    """Print what each probe shows. Return whether the model ranked a window."""
+    is_usable = True
     for label, probe in _probes().items():
         try:
             _print_row(label, await probe(model))
         except ModelError as error:
             _print_row(label, f"no: {error}")
+            is_usable = is_usable and probe is not _probe_ranking
+    return is_usable
 
 
 async def _probe_ranking(model: Model) -> str:
-    """Rank a window of three passages."""
+    """Rank a window of three passages. Raises `ModelError` if the answer has no usable ranking."""
     passages = ["Rain is water that falls from clouds.", "The sky is blue since air scatters blue light.", "Cats purr."]
     messages = default_template().messages("why is the sky blue", passages)
     response = await model.complete(Request(messages, max_tokens=min(2000, model.context_length // 2), seed=0))
     answer = parse_ranking(response.text, 3, reasoning=response.reasoning, finish_reason=response.finish_reason)
+    if not answer.is_valid:
+        text = " ".join(response.text.split())[:200]
+        raise ModelError(
+            f"the answer has no usable ranking: {text!r}" if text else "the answer is empty",
+            "give the name of a model that follows instructions, and its --server-type if it was not detected",
+        )
     ranking = " > ".join(" = ".join(f"[{number}]" for number in tier) for tier in answer.tiers)
-    trace_place = "in a field of its own" if response.reasoning else "in the text" if answer.trace else "none"
+    trace_place = "in a separate field" if response.reasoning else "in the text" if answer.trace else "none"
     usage = response.usage
     repairs = ", ".join(f"{kind} {count}" for kind, count in answer.repairs.items())
     return (
-        f"{ranking if answer.is_valid else 'not usable'} in {response.seconds:.1f} s; reasoning {trace_place};"
+        f"{ranking} in {response.seconds:.1f} s; reasoning {trace_place};"
         f" {usage.prompt_tokens} tokens in, {usage.completion_tokens} out{' (estimated)' if usage.estimated else ''};"
         f" {f'repairs: {repairs}' if repairs else 'no repairs'}"
     )
@@ -158,20 +170,20 @@ def _probes() -> dict[str, Callable[[Model], Awaitable[str]]]:
         "grammar": _Probe(
             request("Tell me a story.", 64, reasoning=False, constrain_to_ranking_of=4),
             _describe_grammar,
-            {"grammar": "not supported: answers are unconstrained, and repaired where necessary"},
+            {"grammar": "not supported: answers are unconstrained, and repaired if necessary"},
         ),
         "budget": _Probe(
             request("How many primes are below 100? Think it through.", 600, reasoning_budget=32),
             _describe_budget,
             {
-                "reasoning_budget": "not supported: reasoning ends at the token limit, and Rank-K closes it",
-                "reasons": "not needed: the model does not reason by itself",
+                "reasoning_budget": "not supported: truncated reasoning needs a second call for the answer",
+                "reasons": "not needed: the model does not reason",
             },
         ),
         "logprobs": _Probe(
             request("Say yes.", 4, reasoning=False, logprobs=True),
             lambda response: f"supported ({len(response.tokens)} tokens)" if response.tokens else "ignored",
-            {"logprobs": "not supported: confidence comes from a second response"},
+            {"logprobs": "not supported: --reasoning auto estimates confidence from a second response"},
         ),
         "likelihood": _Probe(
             request("The sky is", 1, forced_text=" blue"),
@@ -199,7 +211,7 @@ def _describe_grammar(response: Response) -> str:
 def _describe_budget(response: Response) -> str:
     tokens = response.usage.reasoning_tokens
     if not tokens:
-        return "unknown: the model did not reason"
+        return "unknown, because the model did not reason"
     return f"{'supported' if tokens <= 40 else 'ignored'}: {tokens} reasoning tokens with a budget of 32"
 
 

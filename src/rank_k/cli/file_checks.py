@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
 
-from rank_k.errors import InputError
+from rank_k.errors import InputError, JournalError
 from rank_k.journal import Journal
 
 _SIDE_FILES = ("", ".part", "-wal", "-shm")
@@ -58,12 +58,19 @@ def open_journal(file: Path, remedy: str) -> Journal:
 
     Args:
         file: The journal.
-        remedy: What to do if there is no such journal.
+        remedy: What to do if the file is not a journal.
 
     Raises:
-        InputError: If there is no such file.
-        JournalError: If it is not a journal.
+        InputError: If there is no such file, or it is not a journal.
     """
     if not file.is_file():
         raise InputError(f"there is no journal {file}", remedy)
-    return Journal(file, read_only=True)
+    try:
+        return Journal(file, read_only=True)
+    except JournalError as error:
+        journal_of_run = file.with_name(f"{file.name}.journal.sqlite")
+        if journal_of_run.is_file():
+            remedy = f"did you mean {journal_of_run}?"
+        elif "--journal" not in error.remedy:
+            remedy = error.remedy
+        raise InputError(error.problem, remedy) from error

@@ -1,4 +1,4 @@
-"""`rank-k journal`: the stored calls, their cost, and the noise of the model's answers."""
+"""`rank-k journal`: show or export the calls in a journal, their cost, and the errors of the model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from rank_k.cli.file_checks import check_outputs, open_journal
 from rank_k.cli.price_options import add_price_options, prices_for_model
 from rank_k.cli.render.tables import Table, print_tables
+from rank_k.cli.render.words import count_noun
 from rank_k.data.trec import read_qrels
 from rank_k.errors import InputError
 from rank_k.journal import Journal, WindowRecord
@@ -27,29 +28,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         choices=("show", "export", "cost", FIT_NOISE),
-        help="windows as text, as JSONL, the totals, or how the model errs (docs/simulation.md)",
+        help="show: print the windows; export: print them as JSONL; cost: sum the calls and tokens; fit-noise: estimate"
+        " the errors of the model (see docs/simulation.md)",
     )
-    parser.add_argument("journal", type=Path, metavar="FILE", help="the journal")
-    parser.add_argument("--query", metavar="ID", help="only this query")
+    parser.add_argument("journal", type=Path, metavar="FILE", help="journal to read")
+    parser.add_argument("--query", metavar="ID", help="use only this query")
     parser.add_argument(
-        "--run", metavar="NAME", help="of the runs in the journal, the one so named (the last one; of cost: all)"
+        "--run", metavar="NAME", help="use this run of the journal (default: the last one; all runs for cost)"
     )
     add_price_options(parser)
     group = parser.add_argument_group(FIT_NOISE)
-    group.add_argument("--qrels", type=Path, metavar="FILE", help="judgments of the queries that were asked about")
-    group.add_argument("--output", type=Path, metavar="FILE", help="the noise as JSON, for --noise FILE")
+    group.add_argument("--qrels", type=Path, metavar="FILE", help="relevance judgments of the queries in the journal")
+    group.add_argument("--output", type=Path, metavar="FILE", help="file for the errors as JSON, which --noise reads")
 
 
 def run(args: argparse.Namespace) -> int:
     if (args.what == FIT_NOISE) != (args.qrels is not None):
-        raise InputError("fit-noise and --qrels go together", f"rank-k journal {FIT_NOISE} JOURNAL --qrels FILE")
+        raise InputError(
+            "fit-noise needs --qrels, and nothing else does", f"run: rank-k journal {FIT_NOISE} JOURNAL --qrels FILE"
+        )
     if args.output is not None:
         if args.what != FIT_NOISE:
-            raise InputError(f"{args.what} has no use for --output", "it writes to standard output")
+            raise InputError(f"--output has no effect on {args.what}", "leave it out; the result is printed")
         check_outputs({"--output": args.output}, (args.journal, args.qrels))
-    with closing(open_journal(args.journal, "name the file that rank-k rerank --journal wrote")) as journal:
+    with closing(
+        open_journal(args.journal, "give the journal of a run, such as reranked.trec.journal.sqlite")
+    ) as journal:
         if args.run is not None and args.run not in (names := [record.run for record in journal.runs()]):
-            raise InputError(f"there is no run {args.run} in {args.journal}", f"one of: {', '.join(names) or 'none'}")
+            raise InputError(
+                f"there is no run {args.run} in {args.journal}", f"its runs are {', '.join(names) or 'none'}"
+            )
         if args.what == "cost":
             print_tables([_cost_table(journal, args)])
             return 0
@@ -57,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         if args.query is not None:
             if (first := next(records, None)) is None:
                 run = "the last run" if args.run is None else f"run {args.run}"
-                raise InputError(f"{run} in {args.journal} asked nothing about query {args.query}", "check --query")
+                raise InputError(f"{run} in {args.journal} has no call for query {args.query}", "check --query")
             records = chain([first], records)
         if args.what == FIT_NOISE:
             print_tables(_fit_noise(records, args))
@@ -76,7 +84,7 @@ def _cost_table(journal: Journal, args: argparse.Namespace) -> Table:
     """Return a row for each model and purpose, with its cost if prices are given."""
     totals = journal.usage_totals(args.run, args.query)
     if args.query is not None and not totals:
-        raise InputError(f"{args.journal} holds no call about query {args.query}", "check --query")
+        raise InputError(f"{args.journal} has no call for query {args.query}", "check --query")
     has_prices = any(value is not None for value in (args.price_in, args.price_out, args.price_file))
     columns = ["model", "purpose", "calls", "tokens in", "cached", "tokens out", "reasoning", "seconds"]
     rows = []
@@ -91,7 +99,7 @@ def _cost_table(journal: Journal, args: argparse.Namespace) -> Table:
 
 
 def _fit_noise(records: Iterator[WindowRecord], args: argparse.Namespace) -> list[Table | str]:
-    """Return the noise of a run's answers, field by field; also write it to --output."""
+    """Return the errors of the model in a run, one row per parameter; also write them to --output."""
     from dataclasses import asdict
 
     noise_fit = fit_noise(observations_of(records), read_qrels(args.qrels))
@@ -107,7 +115,8 @@ def _fit_noise(records: Iterator[WindowRecord], args: argparse.Namespace) -> lis
         }
         args.output.write_text(noise_to_json(noise_fit.noise, provenance), encoding="utf-8")
     caption = (
-        f"{noise_fit.observations:,} answers about {noise_fit.queries:,} queries, {noise_fit.comparisons:,} comparisons"
+        f"{count_noun(noise_fit.observations, 'answer')} about {count_noun(noise_fit.queries, 'query')},"
+        f" {count_noun(noise_fit.comparisons, 'comparison')}"
     )
     rows = [
         (

@@ -1,4 +1,4 @@
-"""`rank-k mcp`: the model as a tool of programs that speak the Model Context Protocol."""
+"""`rank-k mcp`: serve reranking as a tool, with the Model Context Protocol."""
 
 from __future__ import annotations
 
@@ -20,19 +20,23 @@ _HTTP_OPTIONS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--http", action="store_true", help="listen at an address; without it, answer on stdout")
+    parser.add_argument(
+        "--http", action="store_true", help="listen on an address, instead of using standard input and output"
+    )
     add_server_options(parser)
     add_ranking_options(parser)
-    parser.add_argument("--journal", type=Path, metavar="FILE", help="keeps every call (a temporary one)")
-    add_server_arguments(parser, "mcp", "who may ask (with --http)")
+    parser.add_argument(
+        "--journal", type=Path, metavar="FILE", help="file that stores every call (default: a temporary file)"
+    )
+    add_server_arguments(parser, "mcp", "address and access control, with --http")
 
 
 def run(args: argparse.Namespace) -> int:
-    logging.getLogger().addHandler(logging.NullHandler())  # the SDK's own messages quote what clients send
+    logging.getLogger().addHandler(logging.NullHandler())  # log messages of the SDK contain what clients send
     access = access_config(args) if args.http else None
     if access is None:
-        reject_flags(args, _HTTP_OPTIONS, "{flag} goes with --http", "add --http, or leave it out")
-    load("mcp")  # or report that it is missing, before a model is started
+        reject_flags(args, _HTTP_OPTIONS, "{flag} has no effect without --http", "add --http, or leave it out")
+    load("mcp")  # a missing package is reported before a model is started
     with open_service(args, access) as service:
         model = service.model or "the model"
         if access is None:

@@ -1,4 +1,4 @@
-"""Flags of the options in `rank_k.options`, shared by the commands that rerank."""
+"""Flags for the options in `rank_k.options`, for all commands that use a model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KEY_OPTION = "--api-key-env"
 _SIMULATE: Mapping[str, Any] = {
     "type": Path,
     "metavar": "QRELS",
-    "help": "use a simulated model that knows these judgments, for planning",
+    "help": "rank with a simulated model that knows these relevance judgments, instead of a real model",
 }
 """How `add_argument` adds --simulate."""
 
@@ -43,9 +43,14 @@ _VARIABLE_NAME = re.compile("[A-Z_][A-Z0-9_]*")
 def add_options(
     group: argparse._ActionsContainer, options: Iterable[Option], defaults: Mapping[str, Any] = MappingProxyType({})
 ) -> None:
-    """Add the flags of `options`. `defaults`: by name, where a command has others than `rank_k.options`.
+    """Add the flags of some options.
 
-    A flag that is not given is None, or no attribute at all where None is a value of its own.
+    A flag that is not given is None. If None is also a value of the option, there is no attribute.
+
+    Args:
+        group: The parser or group to which the flags are added.
+        options: The options.
+        defaults: Defaults by name that differ from those in `rank_k.options`.
     """
     for spec in options:
         default = defaults.get(spec.name, argparse.SUPPRESS if spec.is_nullable else None)
@@ -54,7 +59,7 @@ def add_options(
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of a reranker that were given, by name."""
+    """Return the options of a reranker that the user gave, by name."""
     return {
         name: value
         for name, value in vars(args).items()
@@ -67,8 +72,8 @@ def add_server_options(parser: argparse.ArgumentParser, simulation: Mapping[str,
 
     Args:
         parser: The parser of the command.
-        simulation: Arguments of `add_argument` for --simulate other than the usual ones. If None, there is neither
-            --simulate nor --noise.
+        simulation: Arguments of `add_argument` that --simulate has in addition to the usual ones. If it is None, the
+            command has neither --simulate nor --noise.
     """
     group = parser.add_argument_group("model")
     sources = group.add_mutually_exclusive_group()
@@ -77,14 +82,14 @@ def add_server_options(parser: argparse.ArgumentParser, simulation: Mapping[str,
     group.add_argument(
         "--model",
         metavar="NAME",
-        help="name of the model on the server; without a server, name or path of a distilled model or of weights"
-        " (default: rank-k-nano)",
+        help="name of the model on the server; without --server, the name or path of embedded weights or of a distilled"
+        " model (default: rank-k-nano)",
     )
     del flags["api_key"]
     group.add_argument(
         KEY_OPTION,
         metavar="NAME",
-        help=f"environment variable with the key of the server (default: {DEFAULT_KEY_VARIABLE})",
+        help=f"environment variable that contains the API key of the server (default: {DEFAULT_KEY_VARIABLE})",
     )
     add_options(group, flags.values())
     if simulation is not None:
@@ -93,12 +98,12 @@ def add_server_options(parser: argparse.ArgumentParser, simulation: Mapping[str,
 
 
 def add_ranking_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that decide the windows and how the model is asked about them."""
+    """Add the options for the windows and for the requests to the model."""
     group = parser.add_argument_group("ranking", "a distilled model has its own defaults")
     group.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        help="the settings of the Rank-K paper, or the strategy blocks with 6 (fast), 7 (balanced) or 12 (thorough)"
+        help="paper: the settings of the Rank-K paper; fast, balanced, thorough: the strategy blocks with 6, 7 or 12"
         " windows per 100 passages",
     )
     add_options(group, options_of(RankingOptions).values())
@@ -106,15 +111,20 @@ def add_ranking_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_inference_options(parser: argparse.ArgumentParser, defaults: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Add the options of how the model is asked about a window."""
+    """Add the options for the requests to the model.
+
+    Args:
+        parser: The parser of the command.
+        defaults: Defaults by name that differ from those in `rank_k.options`.
+    """
     add_options(parser.add_argument_group("inference"), options_of(InferenceOptions).values(), defaults)
 
 
 def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the keyword arguments of `Reranker`, without its model and journal.
+    """Return the keyword arguments of `Reranker`, except model and journal.
 
     Raises:
-        InputError: If a strategy of the user's own cannot be imported, or the key's variable is not set.
+        InputError: If a strategy MODULE:NAME cannot be imported, or the variable of the API key is not set.
     """
     options = given_options(args)
     if "strategy" in options:
@@ -131,19 +141,30 @@ _NOT_SETTINGS = frozenset(
     "verb command_line quiet strict report concurrency api_key_env read_timeout max_seconds token_budget"
     " price_in price_out price_file".split()
 )
-"""Flags that do not change the calls: with others of them, it is the same run."""
+"""Flags that do not change the calls. A command that differs only in these resumes the same run."""
 
 
 def run_settings(args: argparse.Namespace, options: RerankOptions) -> dict[str, Any]:
-    """Return the settings of a journal's run: the flags that decide its calls, and the resolved options."""
+    """Return the settings that identify a run in the journal.
+
+    Args:
+        args: The options of the command. Those that decide the calls are settings.
+        options: The resolved options of the reranker, which are settings too.
+    """
     flags = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
     return {**flags, **options.settings(), "server_type": options.server_type, "revision": options.revision}
 
 
 def api_key(server: str | None, variable: str | None) -> str | None:
-    """Return the key for `server`. OPENAI_API_KEY is used for api.openai.com only; `variable`, if given,
-    must be set."""
+    """Return the API key for `server`, or None.
 
+    Args:
+        server: The address of the server. OPENAI_API_KEY is only used for api.openai.com.
+        variable: The environment variable that the user named (default: RANK_K_API_KEY).
+
+    Raises:
+        InputError: If `variable` is given but not set, or the key is malformed.
+    """
     if variable is not None:
         return key_from_environment(variable)
     origin = urlsplit(base_url(server))[:2] if server is not None else None
@@ -153,29 +174,48 @@ def api_key(server: str | None, variable: str | None) -> str | None:
 
 
 def key_from_environment(variable: str, option: str = KEY_OPTION) -> str | None:
-    """The key in the environment variable `variable`, which must be set; None if it is blank. Raises `InputError`.
+    """Return the key in an environment variable; None if it is blank.
 
-    `option`: the one by which the variable was named.
+    Args:
+        variable: The name of the variable.
+        option: The option that named the variable, for error messages.
+
+    Raises:
+        InputError: If the variable is not set, or the key is malformed.
     """
-    if variable not in os.environ and not _VARIABLE_NAME.fullmatch(variable):  # not shown: it may be the key itself
-        raise InputError(f"{option} takes the name of a variable, not a key", f"export KEY=..., {option} KEY")
+    if variable not in os.environ and not _VARIABLE_NAME.fullmatch(
+        variable
+    ):  # the value is not shown, because it may be the key
+        raise InputError(
+            f"{option} takes the name of a variable, not a key", f"run: export KEY=..., and give {option} KEY"
+        )
     if not os.environ.get(variable):
-        raise InputError(f"the variable {variable} is not set", f"export {variable}=... or leave {option} out")
+        raise InputError(f"the variable {variable} is not set", f"run: export {variable}=..., or leave {option} out")
     key = os.environ[variable].strip()
     if not (key.isascii() and key.isprintable()):
-        raise InputError(f"the key in {variable} holds characters that no key has", "copy it again")
+        raise InputError(f"the key in {variable} has characters that keys do not have", "copy it again")
     return key or None
 
 
 def print_retry(error: Exception, wait: float) -> None:
+    """Print why a call is retried, if the next attempt is at least five seconds away.
+
+    Args:
+        error: Why the call failed.
+        wait: Seconds until the next attempt.
+    """
     if wait >= 5:
-        print(f"\nwaiting {wait:.0f} s: {getattr(error, 'problem', error)}", file=sys.stderr)
+        print(f"\nretrying in {wait:.0f} s: {getattr(error, 'problem', error)}", file=sys.stderr)
 
 
 def import_strategies(strategies: Iterable[str]) -> None:
-    """Import those that are a user's own, MODULE:NAME, from the current folder too: the installed command does not
-    look there, and nothing but these is to be taken from it. Raises `InputError` if one cannot be."""
+    """Import the strategies that are named as MODULE:NAME.
 
+    The current folder is on the search path only here, so that nothing else is imported from it.
+
+    Raises:
+        InputError: If a strategy cannot be imported.
+    """
     for name in strategies:
         if ":" in name:
             search_path = sys.path

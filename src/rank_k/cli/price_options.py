@@ -13,14 +13,20 @@ from rank_k.types import Usage
 
 
 class Prices(NamedTuple):
-    """Prices per million tokens. `cached`: of prompt tokens in the server's cache; None: the same as `prompt`."""
+    """Prices per million tokens.
+
+    Attributes:
+        prompt: The price of prompt tokens.
+        completion: The price of completion tokens.
+        cached: The price of prompt tokens in the cache of the server (default: that of prompt tokens).
+    """
 
     prompt: float
     completion: float
     cached: float | None = None
 
     def cost_of(self, usage: Usage) -> float:
-        """Return the cost of `usage`."""
+        """Return the cost of these tokens."""
         cached_price = self.prompt if self.cached is None else self.cached
         uncached_tokens = max(usage.prompt_tokens - usage.cached_tokens, 0)
         prompt_cost = uncached_tokens * self.prompt + usage.cached_tokens * cached_price
@@ -28,9 +34,13 @@ class Prices(NamedTuple):
 
 
 def add_price_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add --price-in, --price-out and --price-file."""
     add_flags(parser, "--price-in", "--price-out")
     parser.add_argument(
-        "--price-file", type=Path, metavar="FILE", help='JSON: {"model": {"in": 0.5, "out": 2, "cached": 0.1}, ...}'
+        "--price-file",
+        type=Path,
+        metavar="FILE",
+        help='prices by model, as JSON: {"model": {"in": 0.5, "out": 2, "cached": 0.1}, ...}',
     )
 
 
@@ -55,4 +65,6 @@ def prices_for_model(args: argparse.Namespace, model: str) -> Prices | None:
             f"--price-file {args.price_file} has no {error} for the model {model}", 'write {"in": ..., "out": ...}'
         ) from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise FormatError(args.price_file, 0, "no table of prices", '{"model": {"in": 0.5, "out": 2}}') from error
+        raise FormatError(
+            args.price_file, 0, "these are not prices by model", '{"model": {"in": 0.5, "out": 2}}'
+        ) from error

@@ -1,4 +1,4 @@
-"""`rank-k serve`: the model behind the API that retrieval systems know, and a page to look at what it does."""
+"""`rank-k serve`: serve rerank APIs over HTTP, and a web page that shows rankings, journals and runs."""
 
 from __future__ import annotations
 
@@ -33,42 +33,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--journal",
         type=Path,
         metavar="FILE",
-        help="with --server or --model, where calls are kept (a temporary one, of the latest 256 MB); with neither, a"
-        " journal to look at, which is not written to: that of a finished or a running job",
+        help="with --server or --model: file that stores every call (default: a temporary file with the latest 256 MB);"
+        " without: journal of a finished or running command to show, which is not changed",
     )
-    group = parser.add_argument_group("pages Compare and Judge", "of runs that lie on disk; see docs/judging.md")
-    group.add_argument("--compare", nargs="+", type=Path, metavar="RUN", help="TREC runs, the baseline first")
+    group = parser.add_argument_group("pages Compare and Judge", "for runs in files; see docs/judging.md")
+    group.add_argument(
+        "--compare", nargs="+", type=Path, metavar="RUN", help="TREC runs to compare, the baseline first"
+    )
     add_flags(group, "--qrels")
     group.add_argument(
         "--preferences-file",
         type=Path,
         metavar="FILE",
-        help="JSONL: for Judge, where it keeps what people say, and goes on",
+        help="file to which the page Judge appends preference judgments, as JSONL",
     )
     group.add_argument(
-        "--judging-depth", type=positive_int, default=10, metavar="N", help="passages of each ranking, in Judge"
+        "--judging-depth",
+        type=positive_int,
+        default=10,
+        metavar="N",
+        help="number of passages of each ranking on the page Judge",
     )
     group.add_argument(
         "--translation-field",
         default="ht",
         metavar="NAME",
-        help="field of a query that holds its translation, shown in Judge",
+        help="field of a query with its translation, which the page Judge shows",
     )
     add_collection_options(parser)
-    add_server_arguments(parser, "serve", "who may ask")
+    add_server_arguments(parser, "serve", "address and access control")
 
 
 def run(args: argparse.Namespace) -> int:
     access = access_config(args)
-    shown_files = [args.journal] if args.journal else args.compare
-    view_only = args.server is None and args.model is None and shown_files is not None
+    files_to_show = [args.journal] if args.journal else args.compare
+    view_only = args.server is None and args.model is None and files_to_show is not None
     if view_only and args.journal is not None:
-        open_journal(args.journal, "name a model (--server or --model) whose calls are to be kept there").close()
+        open_journal(args.journal, "name a model (--server or --model) to store its calls in a new journal").close()
     with _route_groups(args) as route_groups, open_service(args, access, view_only=view_only) as service:
-        method = "comparison and likelihood" if service.method == "combined" else service.method
-        description = f"{service.model or 'the model'}, by {method},"
+        description = f"{service.model or 'the model'} ({service.method})"
         if view_only:
-            description = ", ".join(map(str, shown_files))
+            description = ", ".join(map(str, files_to_show))
         serve_app(args, service, make_app(service, access, route_groups), access.host, description)
     print("rank-k serve: stopped", file=sys.stderr)
     return 0
@@ -76,14 +81,14 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _route_groups(args: argparse.Namespace) -> Iterator[list[RouteGroup]]:
-    """Open what --compare asks for; close it on exit. Without --compare, this is nothing.
+    """Open the pages for --compare, and close them on exit. Without --compare, there are none.
 
     Raises:
         InputError: If options contradict each other, or a file cannot be used.
     """
     if args.compare is None:
         run_options = ("qrels", "preferences_file", "dataset", "queries", "documents")
-        reject_flags(args, run_options, "{flag} is for runs to look at", "name them with --compare RUN RUN")
+        reject_flags(args, run_options, "{flag} has no effect without runs", "name runs with --compare RUN RUN")
         yield []
         return
     paths = [run.resolve() for run in args.compare]
@@ -94,17 +99,17 @@ def _route_groups(args: argparse.Namespace) -> Iterator[list[RouteGroup]]:
         groups = [group for group in (_report_routes(args), _judging_routes(args, stack)) if group is not None]
         if not groups:
             raise InputError(
-                "there is nothing to compare the runs by",
-                "give --qrels FILE for the page Compare, --preferences-file FILE for the page Judge, or both",
+                "the runs cannot be compared without judgments",
+                "give --qrels FILE for the page Compare, or --preferences-file FILE for the page Judge",
             )
         yield groups
 
 
 def _report_routes(args: argparse.Namespace) -> RouteGroup | None:
-    """Return the routes of the report that `rank-k evaluate` makes of the same runs; None without qrels."""
+    """Return the routes of the report that `rank-k evaluate` creates for the same runs; None without qrels."""
     if (qrels := RequestedCollection(args).find_file("qrels")) is None:
         return None
-    load("jinja2")  # what is missing, and mistakes in files, are found now rather than at the first request
+    load("jinja2")  # errors are reported now, not at the first request
     read_qrels(qrels)
     for run in args.compare:
         RunFile(run)
@@ -131,7 +136,7 @@ def _judging_routes(args: argparse.Namespace, stack: ExitStack) -> RouteGroup | 
     if args.preferences_file is None:
         return None
     if len(args.compare) < 2:
-        raise InputError("one run has nothing to be judged against", "name another with --compare")
+        raise InputError("a single run cannot be judged", "name two or more with --compare")
     collection = RequestedCollection(args)
     check_outputs({"--preferences-file": args.preferences_file}, (*args.compare, *collection.files, args.qrels))
     names = system_names([*map(str, args.compare)])
@@ -139,16 +144,14 @@ def _judging_routes(args: argparse.Namespace, stack: ExitStack) -> RouteGroup | 
     translations = read_translations(collection.queries, args.translation_field)
     pairs = pairwise_items(read_queries(collection.queries), translations, runs, args.judging_depth)
     counts = {
-        f"queries with the same first {args.judging_depth} in two runs, ties that are not asked about": pairs.identical,
-        "queries that a run has nothing for": pairs.missing,
+        f"queries left out because two runs have the same first {args.judging_depth} passages": pairs.identical,
+        "queries left out because a run does not have them": pairs.missing,
     }
     for description, query_count in counts.items():
         if query_count:
             print(f"rank-k serve: {description}: {query_count}", file=sys.stderr)
     if not pairs.items:
-        raise InputError(
-            "there is no query to judge", f"look whether the runs have the queries of {collection.queries}"
-        )
+        raise InputError("there is no query to judge", f"check that the runs have the queries of {collection.queries}")
     store = collection.open_store()
     stack.callback(store.close)
     for pair in pairs.items:

@@ -1,4 +1,4 @@
-"""`rank-k simulate`: what strategies would be worth and cost, before a simulated judge."""
+"""`rank-k simulate`: estimate the quality, calls and cost of strategies with a simulated model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 from rank_k.cli.collection_options import RequestedCollection
 from rank_k.cli.common_flags import add_flags, non_negative_float, positive_int
 from rank_k.cli.model_options import add_options, import_strategies
-from rank_k.cli.progress import format_count, format_seconds, progress_bar
+from rank_k.cli.progress import progress_bar
 from rank_k.cli.render.evaluation_text import without_nan
 from rank_k.cli.render.tables import Table, print_tables
+from rank_k.cli.render.words import count_noun, format_count, format_seconds
 from rank_k.data.collections.base import RunWithoutExcluded
 from rank_k.data.trec import read_qrels, read_run
 from rank_k.errors import InputError
@@ -39,22 +40,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=strategy_names,
         default="sliding,topdown,blocks",
         metavar="NAMES",
-        help="with commas between: strategies, presets (with windows of their own) or MODULE:NAME",
+        help="strategies, presets (which have their own windows) or MODULE:NAME, separated by commas",
     )
-    parser.add_argument("--baseline", metavar="NAME", help="the strategy to compare with (the first one)")
+    parser.add_argument("--baseline", metavar="NAME", help="strategy to compare with (default: the first one)")
     add_flags(parser, "--noise")
     parser.add_argument(
-        "--seeds", type=positive_int, default=20, metavar="N", help="so many judges, each asked everything"
+        "--seeds",
+        type=positive_int,
+        default=20,
+        metavar="N",
+        help="number of simulated judges, each of which ranks all queries",
     )
     defaults = {name: OPTIONS[name].default for name in ("depth", "window", "stride", "first_stage_weight")}
     add_options(parser, [OPTIONS[name] for name in defaults], defaults)
-    group = parser.add_argument_group("time and money", "for w passages in a window")
-    group.add_argument("--call-seconds", metavar="T", help="of a call on average: 45, or 20+2.5w")
-    group.add_argument("--call-spread", type=non_negative_float, default=0.3, metavar="S", help="of its logarithm")
-    group.add_argument("--concurrency", type=concurrency_values, default="16", metavar="N,N", help="calls at a time")
-    group.add_argument("--tokens-per-passage", type=non_negative_float, metavar="N", help="tokens in")
+    group = parser.add_argument_group("time and cost", "for a window of w passages")
+    group.add_argument("--call-seconds", metavar="T", help="mean duration of a call in seconds, such as 45 or 20+2.5w")
     group.add_argument(
-        "--tokens-per-answer", type=non_negative_float, metavar="N", help="tokens out per call, reasoning included"
+        "--call-spread",
+        type=non_negative_float,
+        default=0.3,
+        metavar="S",
+        help="standard deviation of the logarithm of the duration",
+    )
+    group.add_argument(
+        "--concurrency",
+        type=concurrency_values,
+        default="16",
+        metavar="N,N",
+        help="numbers of concurrent calls, separated by commas",
+    )
+    group.add_argument("--tokens-per-passage", type=non_negative_float, metavar="N", help="prompt tokens per passage")
+    group.add_argument(
+        "--tokens-per-answer",
+        type=non_negative_float,
+        metavar="N",
+        help="completion tokens per call, including reasoning",
     )
     add_flags(group, "--price-in", "--price-out")
     add_flags(parser, "--json", "--quiet")
@@ -63,20 +83,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     call_time = None if args.call_seconds is None else CallTime.parse(args.call_seconds, args.call_spread)
     if (args.price_in is not None or args.price_out is not None) and not _has_token_counts(args):
-        raise InputError("prices are per token", "give --tokens-per-passage and --tokens-per-answer too")
+        raise InputError("prices need numbers of tokens", "give --tokens-per-passage and --tokens-per-answer too")
     baseline = args.baseline or args.strategies[0]
     if baseline not in args.strategies:
-        raise InputError(f"--baseline {baseline} is none of --strategy", f"name one of {', '.join(args.strategies)}")
+        raise InputError(f"--baseline {baseline} is not in --strategy", f"give one of {', '.join(args.strategies)}")
     noise = noise_by_name(args.noise)
     make_strategies = partial(
         _make_strategies, tuple(args.strategies), args.window, args.stride, args.first_stage_weight
     )
-    make_strategies()  # a mistake in a name is reported before files are read
+    make_strategies()  # an unknown strategy is reported before files are read
     grades, candidates = _read_inputs(args)
     missing = [query_id for query_id in grades if not candidates.get(query_id)]
     if missing:
         print(
-            f"{len(missing)} judged queries missing in the run, counted as 0: {', '.join(missing[:5])}", file=sys.stderr
+            f"{count_noun(len(missing), 'judged query')} missing in the run, counted as 0: {', '.join(missing[:5])}",
+            file=sys.stderr,
         )
     with progress_bar("simulating judges", args.seeds, quiet=args.quiet) as update:
         simulation = Simulation(candidates, grades, make_strategies, noise, args.depth)
@@ -90,18 +111,19 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(output, indent=2, default=str))
         return 0
     caption = (
-        f"{len(grades)} queries, {args.seeds} judges, noise {args.noise}; differences to {baseline}, paired by query"
+        f"{count_noun(len(grades), 'query')}, {count_noun(args.seeds, 'judge')}, noise {args.noise};"
+        f" differences to {baseline}, paired by query"
     )
     cells = [_format_row(row) for row in rows]
     table = Table(list(cells[0]), [list(row.values()) for row in cells])
-    print_tables([caption + ("; tokens of all queries" if _has_token_counts(args) else ""), table])
+    print_tables([caption + ("; tokens for all queries" if _has_token_counts(args) else ""), table])
     return 0
 
 
 def _make_strategies(
     names: Sequence[str], window: int, stride: int, first_stage_weight: float
 ) -> Mapping[str, Strategy]:
-    """Return the strategies by name, and the first stage to compare with. Raises `InputError`."""
+    """Return the strategies by name, and the first stage. Raises `InputError` for an unknown strategy."""
     import_strategies(names)
     strategies: dict[str, Strategy] = {FIRST_STAGE: without_calls}
     for name in names:
@@ -116,11 +138,13 @@ def _read_inputs(args: argparse.Namespace) -> tuple[Grades, Run]:
     run_file, qrels = collection.file("run"), collection.file("qrels")
     grades = read_qrels(qrels)
     if not grades:
-        raise InputError(f"{qrels} holds no judgments", "give the qrels that the run is evaluated by")
+        raise InputError(f"{qrels} has no judgments", "give the qrels of the run's queries")
     complete_run = RunWithoutExcluded(read_run(run_file).items(), collection.excluded)
     run = {query_id: candidates for query_id, candidates in complete_run if query_id in grades}
     if not run:
-        raise InputError(f"none of the queries of {run_file} is judged in {qrels}", "give files that belong together")
+        raise InputError(
+            f"{qrels} judges none of the queries of {run_file}", "give qrels and a run of the same queries"
+        )
     return grades, run
 
 
@@ -130,7 +154,7 @@ def _read_inputs(args: argparse.Namespace) -> tuple[Grades, Run]:
 def _make_row(
     name: str, sums: SimulationTotals, baseline: SimulationTotals, call_time: CallTime | None, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Return the results of one strategy as JSON has them."""
+    """Return the JSON object of a strategy."""
     row: dict[str, Any] = {
         "strategy": name,
         "ndcg@10": sums.quality.mean,
@@ -167,13 +191,13 @@ def _format_row(row: Mapping[str, Any]) -> dict[str, str]:
         "strategy": row["strategy"],
         "nDCG@10 (se)": f"{100 * row['ndcg@10']:.2f} ({100 * row['error']:.2f})",
         "difference (se)": "",
-        "95 % interval": "",
+        "95% interval": "",
         **{column: f"{row[column]:.1f}" for column in ("calls", "passages", "rounds")},
     }
     if (difference := row["difference"]) is not None:
         low, high = difference["interval"]
         cells["difference (se)"] = f"{100 * difference['mean']:+.2f} ({100 * difference['error']:.2f})"
-        cells["95 % interval"] = f"{100 * low:+.2f} to {100 * high:+.2f}"
+        cells["95% interval"] = f"{100 * low:+.2f} to {100 * high:+.2f}"
     if "tokens_in" in row:
         cells["tokens in"] = format_count(round(row["tokens_in"]))
         cells["tokens out"] = format_count(round(row["tokens_out"]))
@@ -186,13 +210,13 @@ def _format_row(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def strategy_names(text: str) -> list[str]:
-    """Strategies with commas between, each once, for argparse."""
+    """Parse names separated by commas, without repetitions."""
     names = list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
     if not names:
-        raise argparse.ArgumentTypeError("it must name a strategy")
+        raise argparse.ArgumentTypeError("give the name of a strategy")
     return names
 
 
 def concurrency_values(text: str) -> list[int]:
-    """Whole numbers with commas between, for argparse."""
+    """Parse whole numbers separated by commas."""
     return [positive_int(part.strip()) for part in text.split(",")]

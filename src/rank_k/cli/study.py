@@ -1,4 +1,4 @@
-"""`rank-k study`: a grid of ways to rerank, on a real collection with a real model, through one journal."""
+"""`rank-k study`: run a grid of settings on a collection with a model, and report quality and cost."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from typing import Any
 from rank_k.cli import resumable
 from rank_k.cli.common_flags import DATASET_HELP, add_flags
 from rank_k.cli.model_options import add_server_options
-from rank_k.cli.progress import format_seconds, progress_bar, show_progress
+from rank_k.cli.progress import progress_bar
 from rank_k.cli.render.evaluation_text import without_nan
 from rank_k.cli.render.study_text import cell_listing, notes, tables
 from rank_k.cli.render.tables import print_tables
+from rank_k.cli.render.words import count_noun, format_seconds
+from rank_k.cli.run_progress import show_progress
 from rank_k.cli.study_options import add_axes, apply_server_options, connection_options, study_from_args
 from rank_k.errors import ConnectionFailed, InputError, RankKError, RetriesExhausted
 from rank_k.evaluation.measures import evaluate
 from rank_k.journal import Journal
 from rank_k.optional_deps import load
+from rank_k.run_job import ShowProgress, no_progress
 from rank_k.study.folder import StudyFolder
 from rank_k.study.grid import Cell, Study, expand_cells, restrict_study, select_cells
 from rank_k.study.inputs import LoadedCollection, MissingFile, missing_files, reachable_cells
@@ -38,42 +41,48 @@ from rank_k.study.table import FIRST_STAGE, write_cells, write_queries
 _SIMULATE = {
     "nargs": "?",
     "const": Path(),
-    "help": "use a simulated model that knows these judgments, or those of the collection, for planning",
+    "help": "rank with a simulated model that knows these relevance judgments (default: those of the collection)",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, metavar="DIR", help="journal, runs, tables and report go there")
-    group = parser.add_argument_group("what to ask", "a grid of settings, or one that is ready; see docs/studies.md")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the journal, runs, tables and report")
+    group = parser.add_argument_group("study", "a grid of your settings, or a ready-made one; see docs/studies.md")
     sources = group.add_mutually_exclusive_group()
     sources.add_argument(
         "--question",
         metavar="Q",
         choices=list(QUESTIONS),
-        help=f"a ready-made grid, which --list explains: {', '.join(QUESTIONS)}",
+        help=f"ready-made grid for a question, which --list explains: {', '.join(QUESTIONS)}",
     )
     sources.add_argument(
-        "--config", type=Path, metavar="FILE", help="a study in TOML, or the one that comes with Rank-K: rank-k-paper"
+        "--config", type=Path, metavar="FILE", help="study in TOML, or rank-k-paper, which is part of Rank-K"
     )
-    group.add_argument("--data", type=Path, metavar="DIR", help="where the data of the study are ($RANK_K_DATA or .)")
-    group.add_argument("--only", nargs="+", metavar="NAME", help="collections, first stages, models or cells")
-    group.add_argument("--list", action="store_true", help="show the cells, ask nothing")
-    group = parser.add_argument_group("the grid", "values with commas between; every combination is a cell")
+    group.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder with the data of the study (default: $RANK_K_DATA or .)"
+    )
+    group.add_argument(
+        "--only", nargs="+", metavar="NAME", help="run only these collections, first stages, models or cells"
+    )
+    group.add_argument("--list", action="store_true", help="list the cells of the grid, and run nothing")
+    group = parser.add_argument_group("grid", "values separated by commas; every combination is a cell")
     add_axes(group)
     group = parser.add_argument_group("collection", "see docs/collections.md")
     group.add_argument("--dataset", nargs="+", metavar="NAME", help=DATASET_HELP)
     add_flags(group, "--queries", "--documents", "--qrels")
-    group.add_argument("--run", nargs="+", type=Path, metavar="FILE", help="first stages, or one per --dataset")
+    group.add_argument(
+        "--run", nargs="+", type=Path, metavar="FILE", help="first-stage runs; with several data sets, one for each"
+    )
     group.add_argument(
         "--query-fields",
         nargs="+",
         metavar="NAMES",
-        help="what the model sees of a query; side by side if several",
+        help="fields of a query that the model sees; several values are compared",
     )
     add_server_options(parser, simulation=_SIMULATE)
-    group = parser.add_argument_group("answer")
+    group = parser.add_argument_group("output")
     group.add_argument(
-        "--baseline", metavar="CELL", help="to which the others are compared (the first), or 'first stage'"
+        "--baseline", metavar="CELL", help="cell to compare the others with, or 'first stage' (default: the first cell)"
     )
     add_flags(group, "--measures", "--json", "--strict", "--quiet")
 
@@ -93,9 +102,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_study(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) -> int:
     if args.output is None:
-        raise InputError("--output is missing", "name a folder for journal, runs and report")
+        raise InputError("--output is missing", "give a folder for the journal, runs and report")
     for module in ("ir_measures", "jinja2", "matplotlib", "scipy"):
-        load(module)  # reported before the first call is paid
+        load(module)  # a missing package is reported before the first call is paid
     connections = {model.name: connection_options(args, model) for model in study.models}
     folder = StudyFolder(args.output)
     with ExitStack() as stack:
@@ -104,7 +113,10 @@ def _run_study(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) ->
             cells, requested = reachable_cells(cells, collections), cells
             for cell in requested:
                 if cell not in cells:
-                    print(f"{cell.name}: left out: at less depth all candidates are compared already", file=sys.stderr)
+                    print(
+                        f"{cell.name}: left out, because a cell of less depth already reranks all candidates",
+                        file=sys.stderr,
+                    )
             _check_inputs(study, cells, folder.cells, collections)
         fingerprints = {name: collection.fingerprints for name, collection in collections.items()}
         folder.register(fingerprints, study.models, cells)
@@ -128,21 +140,21 @@ def _run_cells(
     folder: StudyFolder,
     journal: Journal,
 ) -> None:
-    """Run the cells that are not finished. Raises `RankKError` with the number of those that are."""
+    """Run the cells that are not finished. The message of a `RankKError` says how many are."""
     for number, cell in enumerate(cells, 1):
         title = f"cell {number}/{len(cells)} {cell.name}: "
         model, collection, started = study.model(cell.model), collections[cell.collection], time.monotonic()
-        status = "finished before"
+        status = "already finished"
         try:
             if not folder.is_finished(cell, journal):
-                progress = show_progress(args.quiet, title)
+                progress: ShowProgress = no_progress if args.quiet else show_progress(title)
                 stats = run_cell(cell, collection, model, connections[cell.model], folder, progress)
-                calls = f"{stats.calls:,} calls ({stats.calls - stats.new_calls:,} from the journal)"
-                status = f"{stats.queries} queries, {calls}, {format_seconds(time.monotonic() - started)}"
+                calls = f"{count_noun(stats.calls, 'call')} ({stats.calls - stats.new_calls:,} from the journal)"
+                status = f"{count_noun(stats.queries, 'query')}, {calls}, {format_seconds(time.monotonic() - started)}"
         except RankKError as error:
-            remedies = [error.remedy, "the same command goes on from there"]
+            remedies = [error.remedy, "run the same command again to resume"]
             if model.serve and isinstance(error, ConnectionFailed | RetriesExhausted):
-                remedies.insert(1, f"serve it: {model.serve}")
+                remedies.insert(1, f"start the server: {model.serve}")
             problem = f"{cell.name}: {error.problem}; {number - 1} of {len(cells)} cells are finished in {folder.path}"
             raise RankKError(problem, "; ".join(filter(None, remedies))) from error
         if not args.quiet:
@@ -158,14 +170,14 @@ def _write_results(
     *,
     show: bool,
 ) -> int:
-    """Write the tables and the report of the finished cells; if `show`, also print them. Returns the exit status."""
+    """Write the tables and the report of the finished cells. With `show`, also print them. Return the exit status."""
     runs_of_study = {(c.name, f.name) for c in study.collections for f in c.first_stages}
     known_cells = [cell for cell in folder.cells if (cell.collection, cell.first_stage) in runs_of_study]
     finished = [cell for cell in known_cells if folder.is_finished(cell, journal)]
     if not finished:
         return 0
     if not any(study.baseline in (FIRST_STAGE, cell.setting, cell.name) for cell in finished):
-        study = replace(study, baseline=None)  # it is not finished yet
+        study = replace(study, baseline=None)  # the baseline is not finished yet
     unfinished = [cell.name for cell in known_cells if cell not in finished]
     results = StudyResults.collect(study, finished, collections, folder, journal, unfinished)
     write_cells(folder.path / "cells.csv", results.rows)
@@ -184,16 +196,16 @@ def _write_results(
 def _check_inputs(
     study: Study, cells: Sequence[Cell], earlier_cells: Sequence[Cell], collections: Mapping[str, LoadedCollection]
 ) -> None:
-    """Raise `InputError` for mistakes in the measures, the baseline or the texts, before the first call.
+    """Raise `InputError` for a wrong measure or baseline, or a missing text, before the first call.
 
-    The baseline may be one of `earlier_cells`, those of earlier commands.
+    The baseline may also be one of `earlier_cells`, which earlier commands ran.
     """
-
     settings = {cell.name: cell.setting for cell in (*cells, *earlier_cells)}
     if study.baseline not in (None, FIRST_STAGE, *settings, *settings.values()):
         choices = ", ".join(dict.fromkeys(settings.values()))
         raise InputError(
-            f"no cell is called {study.baseline!r}", f"write {FIRST_STAGE!r}, a cell's whole name or {choices}"
+            f"there is no cell {study.baseline!r}",
+            f"give {FIRST_STAGE!r}, the full name of a cell, or one of {choices}",
         )
     for name, first_stage in dict.fromkeys((cell.collection, cell.first_stage) for cell in cells):
         depth = max(cell.depth for cell in cells if (cell.collection, cell.first_stage) == (name, first_stage))
@@ -202,7 +214,7 @@ def _check_inputs(
 
 
 def _print_missing(missing: Sequence[MissingFile]) -> None:
-    lines = [f"rank-k study: {len(missing)} things are missing; --only NAME ... leaves parts of a study out"]
+    lines = [f"rank-k study: {count_noun(len(missing), 'file')} missing; --only NAME ... runs a part of the study"]
     for owner, items in groupby(missing, key=lambda item: item.owner):
         lines += ["", owner]
         for item in items:

@@ -1,4 +1,4 @@
-"""The options of `rank-k study` as the study that they ask for."""
+"""The options of `rank-k study`, and the study that they describe."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from rank_k.study.questions import QUESTIONS
 
 
 def add_axes(group: argparse._ArgumentGroup) -> None:
-    """Add a flag for each axis of a study, which takes several values, and --prompt."""
+    """Add a flag with several values for each axis of the grid, and --prompt."""
     for spec in STUDY_OPTIONS.values():
         group.add_argument(spec.flag, metavar=f"{spec.metavar},...", help=spec.help_text)
     add_options(group, [OPTIONS["prompt"]])
 
 
 def study_from_args(args: argparse.Namespace) -> Study:
-    """The study that the options name or make. Raises `InputError`."""
+    """Return the study that --config names or that the options describe. Raises `InputError` for wrong options."""
     if args.config is None:
         return _study_from_options(args)
     collection_options = ("dataset", "queries", "documents", "qrels", "run", "query_fields")
@@ -36,7 +36,7 @@ def study_from_args(args: argparse.Namespace) -> Study:
         args,
         (*STUDY_OPTIONS, *collection_options, "prompt", "model"),
         "{flag} and --config exclude each other",
-        "write a study of your own: --config FILE",
+        "write a study in TOML and give it with --config FILE",
     )
     file = config_file(args.config)
     is_user_file = file == args.config
@@ -101,7 +101,7 @@ def _model_name(args: argparse.Namespace) -> str:
 
 
 def _collections(args: argparse.Namespace) -> tuple[Collection, ...]:
-    """One for each data set and kind of query."""
+    """Return a collection for each data set and value of --query-fields."""
     datasets: Sequence[str | None] = args.dataset or (None,)
     run_files: Sequence[Path] = args.run or ()
     field_sets: Sequence[str | None] = args.query_fields or (None,)
@@ -109,12 +109,13 @@ def _collections(args: argparse.Namespace) -> tuple[Collection, ...]:
         reject_flags(
             args,
             ("queries", "documents", "qrels"),
-            "{flag} cannot stand for several data sets",
-            "write a study of your own: --config FILE",
+            "{flag} cannot be used with several data sets",
+            "write a study in TOML and give it with --config FILE",
         )
         if run_files and len(run_files) != len(datasets):
             raise InputError(
-                f"{len(run_files)} runs for {len(datasets)} data sets", "give one --run for each, in their order"
+                f"there are {len(run_files)} runs for {len(datasets)} data sets",
+                "give one run for each, in the same order",
             )
     collections = []
     for number, dataset in enumerate(datasets):
@@ -130,7 +131,7 @@ def _collections(args: argparse.Namespace) -> tuple[Collection, ...]:
         ("runs", [f.name for f in collections[0].first_stages]),
     ):
         if len(set(names)) < len(names):
-            raise InputError(f"two {label} are called alike ({', '.join(names)})", "rename one")
+            raise InputError(f"two {label} have the same name ({', '.join(names)})", "rename one")
     return tuple(collections)
 
 
@@ -148,24 +149,36 @@ def _run_name(file: Path) -> str:
 
 
 def apply_server_options(args: argparse.Namespace, study: Study) -> Study:
-    """The study's models as --server and --simulate would have them reached."""
+    """Return the study with its models on --server, or replaced by a simulated model.
+
+    Args:
+        args: The options of the command.
+        study: The study.
+
+    Raises:
+        InputError: If --simulate or --noise is wrong, or --server is given for several models.
+    """
     if args.simulate is not None:
         qrels = args.simulate if args.simulate != Path() else None
         if qrels is not None and not qrels.exists():
-            raise InputError(f"--simulate {qrels} is not there", "name a file of judgments, or none")
-        noise_by_name(args.noise)  # a mistake in it is found now
+            raise InputError(
+                f"--simulate {qrels}: there is no such file", "give a file with relevance judgments, or leave it out"
+            )
+        noise_by_name(args.noise)  # an error in --noise is reported now
         models = (replace(model, simulate=args.noise, judgments=qrels, prompt=None) for model in study.models)
         return replace(study, models=tuple(models))
     if args.server is not None:
         if len(study.models) > 1:
             names = ", ".join(model.name for model in study.models)
-            raise InputError(f"--server is one for {len(study.models)} models ({names})", "choose one with --only")
+            raise InputError(
+                f"--server cannot be used for {len(study.models)} models ({names})", "choose a model with --only"
+            )
         return replace(study, models=tuple(replace(model, server=args.server) for model in study.models))
     return study
 
 
 def connection_options(args: argparse.Namespace, model: ModelPlan) -> dict[str, Any]:
-    """How the model is reached, as options of `Reranker`."""
+    """Return the options of `Reranker` that say how the model is reached."""
     options = {"concurrency": args.concurrency, "read_timeout": args.read_timeout, "on_retry": print_retry}
     if model.simulate:
         return {**options, "prompt": None}

@@ -77,6 +77,8 @@ class CallStore:
         self, path: str | Path | None = None, *, read_only: bool = False, max_bytes: int = DEFAULT_MAX_BYTES
     ) -> None:
         self.path = None if path is None else Path(path)
+        self.stored_calls = 0
+        """The number of calls stored since the journal was opened."""
         self._max_bytes = max_bytes
         self._db = open_database(self.path, read_only=read_only)
 
@@ -146,6 +148,7 @@ class CallStore:
                 time.time(),
             ),
         )
+        self.stored_calls += 1
         return response if inserted.rowcount else self.find_response(key) or response
 
     def find_call(self, key: str) -> Call | None:

@@ -137,8 +137,13 @@ def locate(name_or_path: str | Path) -> Weights:
         missing = not path.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # too long, an unknown user, or a NUL byte
         raise InputError(f"no such file: {text[:100]!r} ({error})", "give the path of a .gguf file") from error
-    if missing and isinstance(name_or_path, str) and path.suffix != ".gguf" and path.name == text:
-        find_named_weights(text)  # it looks like a name: the error lists the names
+    if missing and isinstance(name_or_path, str) and path.suffix != ".gguf":
+        if path.name == text:
+            find_named_weights(text)  # it looks like a name: the error lists the names
+        raise InputError(
+            f"there is no file {text}, and no server is given",
+            "give the address of the server of this model (--server URL), or leave the model out to use rank-k-nano",
+        )
     return Weights(path.stem, path, checksum(path))
 
 

@@ -1,4 +1,4 @@
-"""`rank-k distill`: from a teacher's traces to a student that reranks, with one step per file."""
+"""`rank-k distill`: train a student on the reasoning traces of a teacher. Each step is a file of this package."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from rank_k.cli import Command, add_command
 
 STEPS = {
     "sample": Command(
-        "draw candidate sets from first-stage runs, as the paper does, or with a say in their positives",
+        "sample sets of candidates from first-stage runs",
         "rank-k distill sample --runs bm25.trec splade.trec --queries queries.jsonl --documents corpus.jsonl.gz"
         " --queries-count 50000 --output sets.jsonl",
     ),
     "trace": Command(
-        "ask a teacher about candidate sets; every call is kept, the same command goes on after an interruption",
+        "rank the sets with a teacher and store its reasoning traces in a journal",
         "rank-k distill trace --sets sets.jsonl --server https://teacher.example/v1 --model deepseek-reasoner"
         " --samples 4 --journal traces.sqlite",
     ),
     "select": Command(
-        "select from a journal of traces what is worth learning, as rows of prompt and completion",
+        "select traces from the journal as training rows of prompt and completion",
         "rank-k distill select --journal traces.sqlite --qrels qrels.trec --rule short --output sft.jsonl",
     ),
     "train": Command(
-        "train a student on selected rows; the same command goes on from the last checkpoint",
+        "train a student on the rows; the same command resumes from the last checkpoint",
         "rank-k distill train --data sft.jsonl --heldout heldout.jsonl --recipe smollm2-135m --output student",
     ),
     "export": Command(
-        "write a trained student as GGUF, with its settings and its card, or as merged weights",
+        "export the student as GGUF with its settings and model card, or as merged weights",
         "rank-k distill export --student student --adapter",
     ),
 }
-"""The steps in the order in which data flows. The module of a step has the same members as that of a verb."""
+"""The steps in the order in which data flows. The module of a step has the same functions as that of a verb."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,5 +59,5 @@ def add_exclude_queries(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         default=(),
         metavar="FILE",
-        help="queries to be evaluated on: the same or nearly the same are left out",
+        help="queries that the student will be evaluated on: identical and similar queries are left out",
     )

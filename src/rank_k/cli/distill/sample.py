@@ -1,4 +1,4 @@
-"""`rank-k distill sample`: first-stage runs in, candidate sets out."""
+"""`rank-k distill sample`: sample sets of candidates from first-stage runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rank_k.cli.collection_options import RequestedCollection, add_collection_op
 from rank_k.cli.common_flags import add_flags, non_negative_float, positive_int
 from rank_k.cli.distill import add_exclude_queries
 from rank_k.cli.file_checks import check_outputs
+from rank_k.cli.render.words import count_noun, describe_count
 from rank_k.data.collections.base import RunWithoutExcluded
 from rank_k.data.queries import read_queries
 from rank_k.data.trec import RunFile, read_qrels
@@ -22,55 +23,68 @@ from rank_k.errors import InputError
 from rank_k.retrieval.fusion import FusedRuns
 
 OUTCOMES = {
-    "not_ranked": "queries left out: no run has them",
-    "contaminated": "queries left out: the same or nearly the same as one of --exclude-queries",
-    "no_positives": "sets not made: nothing is judged relevant",
-    "too_few": "sets not made: fewer passages than the smallest size",
-    "repeated": "sets not made: the same passages as another one of the query",
+    "not_ranked": ("query", "left out: in no run"),
+    "contaminated": ("query", "left out: identical or similar to one of --exclude-queries"),
+    "no_positives": ("set", "not sampled: no passage is judged relevant"),
+    "too_few": ("set", "not sampled: fewer passages than the smallest size"),
+    "repeated": ("set", "not sampled: the passages of another set of the query"),
 }
+"""What happened to queries and sets that are not in the output: the noun that is counted, and the reason."""
+
 DEPTH = 100
-"""Of each run, so many candidates are fused (more where ranges of ranks go deeper)."""
+"""The number of candidates per run that are fused, if no range of ranks needs more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the sets, as JSONL; goes on there")
     parser.add_argument(
-        "--runs", required=True, type=Path, nargs="+", metavar="FILE", help="first-stage runs, fused by rank"
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="file for the sets, as JSONL; the same command resumes",
+    )
+    parser.add_argument(
+        "--runs", required=True, type=Path, nargs="+", metavar="FILE", help="first-stage runs, which are fused by rank"
     )
     add_collection_options(parser)
-    group = parser.add_argument_group("drawing")
-    group.add_argument("--queries-count", type=positive_int, metavar="N", help="queries that sets are drawn for (all)")
-    group.add_argument("--sizes", type=parse_range, default="10-20", metavar="A-B", help="passages in a set")
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--queries-count", type=positive_int, metavar="N", help="number of queries (default: all)")
+    group.add_argument("--sizes", type=parse_range, default="10-20", metavar="A-B", help="number of passages in a set")
     group.add_argument(
         "--ranks",
         type=parse_ranges,
         default="1-20,10-30",
         metavar="A-B,...",
-        help="where the first, second ... set is from",
+        help="ranks that the first, second, ... set of a query is sampled from",
     )
-    group.add_argument("--sets-per-query", type=positive_int, default=2, metavar="N", help="sets of one query")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn")
+    group.add_argument("--sets-per-query", type=positive_int, default=2, metavar="N", help="number of sets per query")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random numbers")
     add_exclude_queries(group)
     group = parser.add_argument_group("judgments")
     add_flags(group, "--qrels")
-    group.add_argument("--positives", type=parse_range, metavar="A-B", help="relevant passages in a set, ranked or not")
+    group.add_argument(
+        "--positives",
+        type=parse_range,
+        metavar="A-B",
+        help="number of relevant passages in a set, which need not be in a run",
+    )
     group.add_argument(
         "--none",
         type=non_negative_float,
         default=0.0,
         metavar="SHARE",
-        help="of the sets that have none of the highest grade",
+        help="share of the sets without a passage of the highest grade",
     )
     group.add_argument(
         "--skip-negatives",
         type=int,
         default=0,
         metavar="N",
-        help="leave out the first N unjudged passages of a ranking, which may be relevant",
+        help="leave out the first N unjudged passages of a ranking, because they may be relevant",
     )
-    group = parser.add_argument_group("provenance", "kept with every set, and with every row made of it")
-    group.add_argument("--source", metavar="NAME", help="of the collection (the name of its folder)")
-    group.add_argument("--license", metavar="TEXT", help="of its texts (what its PROVENANCE.md says)")
+    group = parser.add_argument_group("provenance", "stored with every set and training row")
+    group.add_argument("--source", metavar="NAME", help="name of the collection (default: that of its folder)")
+    group.add_argument("--license", metavar="TEXT", help="license of the texts (default: that in PROVENANCE.md)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         args.sizes, args.ranks, args.sets_per_query, args.positives, args.none, args.skip_negatives, args.seed
     )
     if args.positives is not None and args.qrels is None and args.dataset is None:
-        raise InputError("--positives needs judgments", "give --qrels FILE")
+        raise InputError("--positives needs relevance judgments", "give --qrels FILE")
     collection = RequestedCollection(args)
     qrels_file = collection.find_file("qrels")
     check_outputs({"--output": args.output}, (*args.runs, *collection.files, qrels_file))
@@ -107,7 +121,7 @@ def parse_range(text: str) -> tuple[int, int]:
     """Parse a range such as 10-20, or 5."""
     low, separator, high = text.partition("-")
     if not low.isdecimal() or not (high.isdecimal() if separator else not high):
-        raise argparse.ArgumentTypeError(f"{text!r} is no range such as 10-20")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range such as 10-20")
     return int(low), int(high if separator else low)
 
 
@@ -118,17 +132,18 @@ def parse_ranges(text: str) -> tuple[tuple[int, int], ...]:
 
 def _summary_lines(counts: Counter[str], existing_count: int, output: Path, license: str | None) -> list[str]:
     sets_count = counts["sets"]
-    existing_note = f", {existing_count:,} of them there already" if existing_count else ""
+    existing_note = f", {existing_count:,} of them from an earlier command" if existing_count else ""
     lines = [
-        f"{output}: {sets_count:,} sets{existing_note}, {counts['passages']:,} passages, {counts['queries']:,} queries"
+        f"{output}: {count_noun(sets_count, 'set')}{existing_note}, {count_noun(counts['passages'], 'passage')},"
+        f" {count_noun(counts['queries'], 'query')}"
     ]
     relevant_counts = sorted(
         (int(kind.split("_")[1]), set_count) for kind, set_count in counts.items() if kind.endswith("_relevant")
     )
     if relevant_counts:
         shares = ", ".join(f"{number} in {set_count / max(sets_count, 1):.0%}" for number, set_count in relevant_counts)
-        lines.append(f"relevant passages in a set: {shares}")
-    lines += [f"{counts[kind]:,} {words}" for kind, words in OUTCOMES.items() if counts[kind]]
+        lines.append(f"number of relevant passages: {shares} of the sets")
+    lines += [describe_count(counts[kind], *outcome) for kind, outcome in OUTCOMES.items() if counts[kind]]
     if license is None:
-        lines.append("no license is known of these texts; --license TEXT says one")
+        lines.append("the license of these texts is unknown: give it with --license TEXT")
     return lines

@@ -1,4 +1,4 @@
-"""`rank-k distill select`: a journal of traces in, rows to train on out."""
+"""`rank-k distill select`: select reasoning traces from a journal as training rows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from rank_k.cli.common_flags import non_negative_float, positive_int
 from rank_k.cli.distill import add_exclude_queries
 from rank_k.cli.file_checks import check_outputs, open_journal
+from rank_k.cli.render.words import count_noun, describe_count
 from rank_k.data.part_file import PartFile
 from rank_k.data.trec import read_qrels
 from rank_k.distill.candidate_sets import encode_json_line, read_candidate_sets
@@ -19,44 +20,75 @@ from rank_k.distill.select import RULES, Selector, is_heldout
 from rank_k.errors import InputError
 
 OUTCOMES = {
-    "contaminated": "sets left out: query the same or nearly the same as one of --exclude-queries",
-    "near_queries": "sets left out: query nearly the same as another one",
-    "repeated_sets": "sets left out: same query and passages as another one",
-    "unranked": "traces left out: no usable order",
-    "repaired": "traces left out: order incomplete or mended",
-    "truncated": "traces left out: thought or answer ended by a limit",
-    "repetition_stopped": "traces left out: thought goes in circles",
-    "not_recorded": "traces left out: the journal does not say what was shown",
-    "too_short": "traces left out: thought shorter than --min-tokens",
-    "too_long": "traces left out: thought longer than --max-tokens",
-    "below_ndcg": "traces left out: nDCG@10 below --min-ndcg",
-    "not_by_rule": "usable traces that the rule did not take",
-    "without_trace": "sets without a usable trace",
+    "contaminated": ("set", "left out: query identical or similar to one of --exclude-queries"),
+    "near_queries": ("set", "left out: query similar to that of another set"),
+    "repeated_sets": ("set", "left out: query and passages of another set"),
+    "unranked": ("trace", "left out: no usable ranking"),
+    "repaired": ("trace", "left out: ranking incomplete or repaired"),
+    "truncated": ("trace", "left out: truncated by a token limit"),
+    "repetition_stopped": ("trace", "left out: repetitive"),
+    "not_recorded": ("trace", "left out: the journal does not have the order of the passages in the prompt"),
+    "too_short": ("trace", "left out: shorter than --min-tokens"),
+    "too_long": ("trace", "left out: longer than --max-tokens"),
+    "below_ndcg": ("trace", "left out: nDCG@10 below --min-ndcg"),
+    "not_by_rule": ("usable trace", "left out by --rule"),
+    "without_trace": ("set", "without a usable trace"),
 }
-"""What becomes of sets and traces, in words."""
+"""What happened to sets and traces that are not in the output: the noun that is counted, and the reason."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--journal", required=True, type=Path, metavar="FILE", help="what distill trace wrote")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the rows, as JSONL")
-    group = parser.add_argument_group("selecting")
-    group.add_argument("--rule", default="paper", choices=RULES, help="which of a set's usable traces")
-    group.add_argument("--qrels", type=Path, metavar="FILE", help="judgments (the grades that the sets carry)")
-    group.add_argument("--sets", type=Path, nargs="+", metavar="FILE", help="only the sets of these files (all)")
+    parser.add_argument("--journal", required=True, type=Path, metavar="FILE", help="journal from distill trace")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="file for the rows, as JSONL")
+    group = parser.add_argument_group("selection")
     group.add_argument(
-        "--min-ndcg", type=non_negative_float, default=0.0, metavar="X", help="of an order, where it can be told"
+        "--rule",
+        default="paper",
+        choices=RULES,
+        help="which usable traces of a set are selected; see docs/distillation.md",
     )
-    group.add_argument("--min-tokens", type=int, default=0, metavar="N", help="of a thought, estimated")
-    group.add_argument("--max-tokens", type=positive_int, metavar="N", help="of a thought, estimated (any)")
+    group.add_argument(
+        "--qrels", type=Path, metavar="FILE", help="relevance judgments (default: the grades in the sets)"
+    )
+    group.add_argument(
+        "--sets", type=Path, nargs="+", metavar="FILE", help="use only the sets in these files (default: all)"
+    )
+    group.add_argument(
+        "--min-ndcg",
+        type=non_negative_float,
+        default=0.0,
+        metavar="X",
+        help="minimum nDCG@10 of a ranking, if its query is judged",
+    )
+    group.add_argument(
+        "--min-tokens", type=int, default=0, metavar="N", help="minimum length of the reasoning, in estimated tokens"
+    )
+    group.add_argument(
+        "--max-tokens",
+        type=positive_int,
+        metavar="N",
+        help="maximum length of the reasoning, in estimated tokens (default: no limit)",
+    )
     add_exclude_queries(group)
-    group = parser.add_argument_group("held out")
-    group.add_argument("--heldout", type=Path, metavar="FILE", help="rows of queries to be kept from training")
-    group.add_argument("--heldout-share", type=non_negative_float, default=0.05, metavar="SHARE", help="of the queries")
+    group = parser.add_argument_group("held-out rows")
+    group.add_argument(
+        "--heldout", type=Path, metavar="FILE", help="file for the rows of queries that are held out from training"
+    )
+    group.add_argument(
+        "--heldout-share",
+        type=non_negative_float,
+        default=0.05,
+        metavar="SHARE",
+        help="share of the queries that are held out",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     if not 0 <= args.heldout_share < 1:
-        raise InputError(f"--heldout-share is {args.heldout_share:g}", "give a share from 0 to less than 1")
+        raise InputError(
+            f"--heldout-share must be at least 0 and less than 1 (got {args.heldout_share:g})",
+            "give a share such as 0.05",
+        )
     check_outputs(
         {"--output": args.output, "--heldout": args.heldout},
         (args.journal, args.qrels, *args.exclude_queries, *(args.sets or ())),
@@ -74,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     )
     heldout_count = 0
     with ExitStack() as files:
-        journal_file = open_journal(args.journal, "name the file that rank-k distill trace wrote")
+        journal_file = open_journal(args.journal, "give the journal from rank-k distill trace")
         journal = files.enter_context(closing(journal_file))
         training = files.enter_context(PartFile(args.output))
         heldout = None if args.heldout is None else files.enter_context(PartFile(args.heldout))
@@ -85,14 +117,17 @@ def run(args: argparse.Namespace) -> int:
             else:
                 training.write(encode_json_line(row))
         if not selector.counts["sets"]:
-            raise InputError(f"{args.journal} holds no candidate sets", "rank-k distill trace asks about some")
+            raise InputError(f"{args.journal} has no candidate sets", "run rank-k distill trace first")
     print("\n".join(_summary_lines(selector.counts, heldout_count, args)), file=sys.stderr)
     return 0
 
 
 def _summary_lines(counts: Counter[str], heldout_count: int, args: argparse.Namespace) -> list[str]:
-    lines = [f"{args.output}: {counts['rows'] - heldout_count:,} rows"]
+    lines = [f"{args.output}: {count_noun(counts['rows'] - heldout_count, 'row')}"]
     if args.heldout is not None:
-        lines.append(f"{args.heldout}: {heldout_count:,} rows")
-    lines.append(f"of {counts['sets']:,} sets with {counts['traces']:,} traces looked at")
-    return lines + [f"{counts[kind]:,} {words}" for kind, words in OUTCOMES.items() if counts[kind]]
+        lines.append(f"{args.heldout}: {count_noun(heldout_count, 'row')}")
+    lines.append(f"from {count_noun(counts['sets'], 'set')} with {count_noun(counts['traces'], 'trace')}")
+    lines += [describe_count(counts[kind], *outcome) for kind, outcome in OUTCOMES.items() if counts[kind]]
+    if not counts["rows"]:
+        lines.append("no trace was selected: the counts above say why, and another --rule may select more")
+    return lines

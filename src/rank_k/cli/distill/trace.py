@@ -1,4 +1,4 @@
-"""`rank-k distill trace`: candidate sets in, a teacher's thoughts and orders into the journal."""
+"""`rank-k distill trace`: rank candidate sets with a teacher and store its reasoning traces in a journal."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from rank_k.cli.model_options import (
     run_settings,
 )
 from rank_k.cli.price_options import add_price_options, prices_for_model
-from rank_k.cli.progress import show_progress
 from rank_k.cli.render import rerank_summary
+from rank_k.cli.render.words import count_noun
+from rank_k.cli.run_progress import show_progress
 from rank_k.data.trec import read_qrels
 from rank_k.distill.candidate_sets import CandidateSet, read_candidate_sets
 from rank_k.distill.labels_teacher import LabelsTeacher, max_grade_by_source
@@ -30,26 +31,44 @@ from rank_k.errors import InputError
 from rank_k.models.base import Model
 from rank_k.options import LimitOptions, options_of
 from rank_k.reranker import Reranker
+from rank_k.run_job import no_progress
 from rank_k.simulation.noise_file import noise_by_name
 from rank_k.types import Query
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sets", required=True, type=Path, nargs="+", metavar="FILE", help="what distill sample wrote")
-    parser.add_argument("--journal", required=True, type=Path, metavar="FILE", help="where every call is kept")
     parser.add_argument(
-        "--teacher", default="model", choices=("model", "labels"), help="a model, or verdicts made of the sets' grades"
+        "--sets", required=True, type=Path, nargs="+", metavar="FILE", help="candidate sets from distill sample"
+    )
+    parser.add_argument(
+        "--journal",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="file that stores every call; the same command resumes",
+    )
+    parser.add_argument(
+        "--teacher",
+        default="model",
+        choices=("model", "labels"),
+        help="a model, or relevance labels from the grades in the sets",
     )
     add_server_options(parser, simulation={})
     add_inference_options(parser, {"samples": 4})
-    group = parser.add_argument_group("labels as the teacher")
+    group = parser.add_argument_group("teacher labels")
     group.add_argument(
-        "--form", default="verdicts", choices=("verdicts", "order"), help="a verdict a passage as the thought, or none"
+        "--form",
+        default="verdicts",
+        choices=("verdicts", "order"),
+        help="verdicts: the reasoning is a label for each passage; order: there is no reasoning",
     )
     group.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="tokenizer.json by which passages are cut (lengths estimated)"
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="tokenizer.json for truncating passages (default: token counts are estimated)",
     )
-    group = parser.add_argument_group("spending")
+    group = parser.add_argument_group("limits and output")
     add_options(group, [options_of(LimitOptions)["token_budget"]])
     add_price_options(group)
     add_flags(group, "--quiet")
@@ -60,10 +79,11 @@ def run(args: argparse.Namespace) -> int:
     options = reranker_options(args)
     _check_options(args)
     all_sets = chain.from_iterable(map(read_candidate_sets, args.sets))
-    judged_counts = Counter(row.grades is not None for row in all_sets)  # mistakes in files come before paid calls
+    # All sets are read now, so that errors in files are reported before the first call is paid.
+    judged_counts = Counter(row.grades is not None for row in all_sets)
     unjudged_count = judged_counts[False] if args.teacher == "labels" else 0
     if args.teacher == "labels" and not judged_counts[True]:
-        raise InputError("no set has grades that labels could speak of", "give --qrels to rank-k distill sample")
+        raise InputError("no set has grades for --teacher labels", "give --qrels to rank-k distill sample")
     active_sets = ActiveSets()
     model = _local_model(args, active_sets)
     if args.teacher == "labels":
@@ -72,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     with Reranker(model or args.model, journal=args.journal, **options) as reranker:
         with resumable(args.journal):
             reranker.prepare()
-            reranker.check(_read_queries(args))  # a query that is too long should be no surprise behind paid calls
+            reranker.check(_read_queries(args))  # a query that is too long is reported before the first call is paid
             token_prices = prices_for_model(args, reranker.model.name)
             for _ in trace_sets(
                 reranker,
@@ -80,36 +100,37 @@ def run(args: argparse.Namespace) -> int:
                 active_sets,
                 set_count=judged_counts.total() - unjudged_count,
                 settings=run_settings(args, reranker.options),
-                show_progress=show_progress(args.quiet),
+                show_progress=no_progress if args.quiet else show_progress(noun="set"),
                 token_budget=args.token_budget,
             ):
                 pass
         if not args.quiet:
-            if unjudged_count:
-                print(f"{unjudged_count:,} sets left out: nothing is known of their queries", file=sys.stderr)
+            left_out = f"{count_noun(unjudged_count, 'set')} left out, because the query has no relevance judgments"
             seconds = time.monotonic() - start_time
-            lines = rerank_summary.lines(reranker.stats, seconds, token_prices, unit="sets")
-            print("\n".join(lines), file=sys.stderr)
-    return 0
+            summary = rerank_summary.lines(reranker.stats, seconds, token_prices, noun="set")
+            print("\n".join([left_out, *summary] if unjudged_count else summary), file=sys.stderr)
+    return 3 if rerank_summary.is_unranked(reranker.stats) else 0
 
 
 def _check_options(args: argparse.Namespace) -> None:
     if args.teacher == "labels" and (args.server or args.model or args.simulate):
-        raise InputError("--teacher labels asks no model", "leave --server, --model and --simulate out")
+        raise InputError("--teacher labels does not use a model", "leave --server, --model and --simulate out")
     if args.teacher != "labels" and (args.tokenizer or args.form != "verdicts"):
         raise InputError("--form and --tokenizer are for --teacher labels", "leave them out")
     if args.reasoning == "auto":
-        raise InputError("--reasoning auto leaves some sets without a thought", "give full, off or a number of tokens")
+        raise InputError(
+            "--reasoning auto would leave some sets without reasoning", "give full, off or a number of tokens"
+        )
 
 
 def _read_teacher_sets(args: argparse.Namespace) -> Iterator[CandidateSet]:
-    """The sets that the teacher can be asked about: labels know nothing of queries that nobody judged."""
+    """Yield the sets that the teacher can rank: for labels, those with relevance judgments."""
     rows = chain.from_iterable(map(read_candidate_sets, args.sets))
     return (row for row in rows if row.grades is not None) if args.teacher == "labels" else rows
 
 
 def _read_queries(args: argparse.Namespace) -> Iterator[Query]:
-    """Their queries; one of several sets, which stand together, once."""
+    """Yield the queries of these sets, each once, because the sets of a query follow each other."""
     return (Query(*query) for query, _ in groupby(_read_teacher_sets(args), lambda row: (row.query_id, row.query)))
 
 

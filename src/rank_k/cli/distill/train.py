@@ -1,4 +1,4 @@
-"""`rank-k distill train`: selected rows and a recipe in, a student out."""
+"""`rank-k distill train`: train a student on selected rows, as a recipe says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rank_k.cli.common_flags import add_flags, positive_int, positive_seconds
-from rank_k.cli.progress import format_seconds
+from rank_k.cli.render.words import count_noun, format_seconds
 from rank_k.distill.recipes import RECIPES_FOLDER, Recipe, estimate_memory, read_recipe, recipe_names
 from rank_k.distill.train import TrainingRun, is_main_process, train
 
@@ -18,22 +18,27 @@ _PRINT_SECONDS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="rows that distill select wrote")
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="the run and its student")
+    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="training rows from distill select")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FOLDER", help="folder for checkpoints and the student"
+    )
     parser.add_argument(
         "--recipe",
         required=True,
         metavar="NAME",
-        help=f"{', '.join(recipe_names())}, or a TOML file like theirs",
+        help=f"recipe: {', '.join(recipe_names())}, or a TOML file",
     )
-    parser.add_argument("--heldout", type=Path, metavar="FILE", help="rows to measure on, which are not learnt")
+    parser.add_argument("--heldout", type=Path, metavar="FILE", help="held-out rows for evaluation during training")
     parser.add_argument(
-        "--max-steps", type=positive_int, metavar="N", help="end after so many (when the rows are learnt)"
+        "--max-steps", type=positive_int, metavar="N", help="stop after N steps (default: after all epochs)"
     )
     parser.add_argument(
-        "--time-limit", type=positive_seconds, metavar="S", help="end after so many seconds, all parts of a run"
+        "--time-limit",
+        type=positive_seconds,
+        metavar="S",
+        help="stop after S seconds, including earlier commands of the run",
     )
-    parser.add_argument("--estimate", action="store_true", help="say what memory it takes, and no more")
+    parser.add_argument("--estimate", action="store_true", help="print an estimate of the memory, and do not train")
     add_flags(parser, "--quiet")
 
 
@@ -46,10 +51,11 @@ def run(args: argparse.Namespace) -> int:
     on_record = (lambda record: None) if args.quiet else ProgressPrinter(args.time_limit)
     run = TrainingRun(args.data, recipe, args.output, args.heldout, args.max_steps, args.time_limit)
     trained = train(run, on_record)
-    left_out = f"; {trained.too_long:,} longer than {recipe.training.max_length} tokens left out"
+    left_out = f"; {count_noun(trained.too_long, 'row')} longer than {recipe.training.max_length:,} tokens left out"
     if is_main_process():
         print(
-            f"{args.output}: {trained.steps:,} steps in {trained.seconds:.0f} s on {trained.rows:,} rows"
+            f"{args.output}: {count_noun(trained.steps, 'step')} in {format_seconds(trained.seconds)}"
+            f" on {count_noun(trained.rows, 'row')}"
             f"{left_out if trained.too_long else ''}",
             file=sys.stderr,
         )
@@ -59,13 +65,13 @@ def run(args: argparse.Namespace) -> int:
 def _memory_lines(recipe: Recipe) -> list[str]:
     sizes = estimate_memory(recipe)
     breakdown = ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in sizes.items())
-    lines = [f"{recipe.name}: about {sum(sizes.values()) / 1e9:,.1f} GB over all devices ({breakdown})"]
+    lines = [f"{recipe.name}: about {sum(sizes.values()) / 1e9:,.1f} GB of memory on all devices ({breakdown})"]
     if recipe.launch:
         lines.append(
             f"for several devices: accelerate launch --config_file {RECIPES_FOLDER / recipe.launch} -m rank_k.cli ..."
         )
     if not recipe.verified:
-        lines.append("this recipe was never run at its full size by its authors: watch the held-out measures")
+        lines.append("this recipe has not been tested at full size: check the measures on held-out rows")
     return lines
 
 
@@ -81,11 +87,13 @@ class ProgressPrinter:
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         if record.get("bf16_requested") and not record["bf16"]:
-            print("training in float32: this machine is slow in bfloat16, which the recipe requests", file=sys.stderr)
+            print(
+                "training in float32, because this machine is slow in bfloat16, which the recipe requests", file=sys.stderr
+            )
         if "steps" in record:
             self._steps, self._first_step = record["steps"], record["step"]
             self._start_seconds = self._printed_seconds = record["seconds"]
-            print(f"training: {self._steps - self._first_step:,} steps", file=sys.stderr)
+            print(f"training: {count_noun(self._steps - self._first_step, 'step')}", file=sys.stderr)
         elif "heldout" in record:
             measures = record["heldout"].items()
             values = ", ".join(f"{name} {value:.3f}" for name, value in measures if isinstance(value, float))

@@ -1,4 +1,4 @@
-"""A comparison of runs as tables for the terminal, as JSON for programs and as rows for spreadsheets (CSV)."""
+"""A comparison of runs as tables, as JSON, and as rows of CSV."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rank_k.cli.render.tables import Table
+from rank_k.cli.render.words import count_noun
 from rank_k.evaluation.run_comparison import ComparedRun, RunComparison
 from rank_k.evaluation.run_costs import RunCost
 
@@ -14,17 +15,16 @@ _MAX_LOSSES = 5
 
 
 def notes(comparison: RunComparison) -> Iterator[str]:
-    """Yield what readers should know about the runs in addition to the tables."""
+    """Yield notes on missing, unjudged and tied queries, and on journals."""
     for run in comparison.runs:
         evaluation, cost = run.evaluation, run.cost
         messages = {
-            f"{len(evaluation.missing)} judged queries missing, counted as 0: {', '.join(evaluation.missing[:5])}": (
-                evaluation.missing
-            ),
-            f"{len(evaluation.unjudged)} queries without judgments, not counted": evaluation.unjudged,
-            f"{len(evaluation.tied)} queries with equal scores, taken in the order of the file;"
-            " --ties trec_eval puts them by descending id, as trec_eval does": evaluation.tied,
-            f"no run in {cost and cost.journal} wrote a file of this name; its last run is taken": (
+            f"{count_noun(len(evaluation.missing), 'judged query')} missing, counted as 0: "
+            f"{', '.join(evaluation.missing[:5])} (--common-queries leaves them out)": (evaluation.missing),
+            f"{count_noun(len(evaluation.unjudged), 'query')} without judgments, not counted": evaluation.unjudged,
+            f"{count_noun(len(evaluation.tied), 'query')} with equal scores, which keep the order of the file;"
+            " --ties trec_eval orders them by descending id, as trec_eval does": evaluation.tied,
+            f"no run in {cost and cost.journal} wrote a file of this name; the cost is that of its last run": (
                 cost and cost.other_runs and not cost.wrote_file
             ),
         }
@@ -46,7 +46,7 @@ def tables(comparison: RunComparison) -> Iterator[Table | str]:
         yield _losses_table(comparison)
     if comparison.compared_runs or comparison.quality_measures == measures:
         shares = ", ".join(f"{run.name} {run.unjudged:.1%}" for run in comparison.runs)
-        yield f"unjudged among the first ten: {shares}"
+        yield f"share of unjudged documents among the first ten: {shares}"
     costs = [(run.name, run.cost) for run in comparison.runs if run.cost is not None]
     if costs:
         yield _cost_table(costs)
@@ -54,7 +54,7 @@ def tables(comparison: RunComparison) -> Iterator[Table | str]:
 
 def _differences_table(comparison: RunComparison) -> Table:
     return Table(
-        ["run", "measure", "difference", "95 % interval", "p (random.)", "p (t)", "gain", "stay", "lose"],
+        ["run", "measure", "difference", "95% interval", "p (random.)", "p (t)", "gain", "stay", "lose"],
         [
             [
                 *(run.name, measure),
@@ -67,7 +67,8 @@ def _differences_table(comparison: RunComparison) -> Table:
             for paired in [compared.paired]
         ],
         align="ll",
-        title=f"against {comparison.baseline}: {comparison.comparisons} comparisons, p values corrected for all (Holm)",
+        title=f"compared with {comparison.baseline}: {count_noun(comparison.comparisons, 'comparison')},"
+        " p values corrected for all of them (Holm)",
     )
 
 
@@ -84,10 +85,10 @@ def _losses_table(comparison: RunComparison) -> Table | str:
     ]
     measure = comparison.primary_measure
     if not rows:
-        return f"no query lost {measure}"
-    traces = ", and how to see their traces" if any(row[-1] for row in rows) else ""
+        return f"no query has a lower {measure}"
+    traces = ", and the commands that show their traces" if any(row[-1] for row in rows) else ""
     columns = ["run", "query", "before", "after", "difference", "unjudged", ""]
-    return Table(columns, rows, align="llrrrrl", title=f"queries hurt worst in {measure}{traces}")
+    return Table(columns, rows, align="llrrrrl", title=f"queries with the largest losses in {measure}{traces}")
 
 
 def _cost_table(costs: Sequence[tuple[str, RunCost]]) -> Table:
@@ -111,7 +112,7 @@ def _cost_table(costs: Sequence[tuple[str, RunCost]]) -> Table:
 
 
 def as_json(comparison: RunComparison) -> str:
-    """Return an object per run. What cannot be computed is null."""
+    """Return a JSON object per run. Values that cannot be computed are null."""
     return json.dumps(without_nan({run.name: _run_to_dict(run, comparison) for run in comparison.runs}), indent=2)
 
 

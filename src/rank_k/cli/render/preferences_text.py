@@ -1,4 +1,4 @@
-"""Preferences of people as tables for the terminal and as JSON for programs."""
+"""Preference judgments as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rank_k.evaluation.preferences import Preferences, Share, SideCounts
 
 
 def notes(preferences: Preferences) -> Iterator[str]:
-    """Yield what readers should know about the rows in addition to the tables."""
+    """Yield which judgments are not counted, and which are not blind."""
     current = preferences.current
     counts = {
-        "not counted, rows that are there twice": current.repeated,
-        "not counted, judgments replaced by later ones of the same judge": current.replaced,
-        "not counted, judgments taken back": current.undone,
-        "judgments made with the systems' names in sight": preferences.unblinded,
+        "rows left out because they are repeated": current.repeated,
+        "judgments left out because the same judge replaced them later": current.replaced,
+        "judgments left out because they were undone": current.undone,
+        "judgments by judges who could see the names of the systems": preferences.unblinded,
     }
     yield from (f"{label}: {count}" for label, count in counts.items() if count)
 
@@ -90,7 +90,7 @@ def _format_p(value: float | None) -> str:
 
 
 def as_json(preferences: Preferences) -> str:
-    """Return everything that was computed. What cannot be computed is null."""
+    """Return all results as a JSON object. Values that cannot be computed are null."""
     current = preferences.current
     output: dict[str, Any] = {
         "pairs": [asdict(pair) for pair in preferences.pairs],

@@ -1,4 +1,4 @@
-"""The summary of a reranked run: lines for the terminal, and a report as JSON."""
+"""The summary of a reranked run as text and as JSON."""
 
 from __future__ import annotations
 
@@ -7,40 +7,56 @@ from collections.abc import Iterable
 from typing import Any, TextIO
 
 from rank_k.cli.price_options import Prices
-from rank_k.cli.progress import format_seconds
+from rank_k.cli.render.words import count_noun, describe_count, format_seconds
 from rank_k.engine import RunStats
 from rank_k.evaluation.run_costs import QueryCost
 from rank_k.types import ScoringMethod, Usage
 
 REPAIRS = {
-    "missing": "passages the model forgot or gave no likelihood, appended in input order",
-    "repeated": "passages named twice, first mention kept",
-    "out_of_range": "numbers that no passage has, dropped",
-    "truncated": "thoughts or answers cut by the token limit",
-    "forced_answers": "cut thoughts closed and asked for their answer",
-    "answer_requested_again": "answers that could not be used, asked for again with the thought in place",
-    "budget_rejected": "windows whose reasoning budget the server refused; the token limit was used instead"
-    " (vLLM: start it with --reasoning-parser)",
-    "budget_exceeded": "thoughts that went over the reasoning budget",
-    "constraint_violated": "answers that did not keep the grammar they were held to",
-    "repetition_stopped": "thoughts that went in circles, ended early",
-    "samples_skipped": "samples not taken since the first ones agreed",
-    "windows_reasoned": "windows thought about, as their direct order was not sure",
-    "unmatched_think_tag": "ends of a thought where none belongs",
-    "unranked": "windows without a usable answer",
-    "retries_exhausted": "windows given up after retrying",
-    "content_filtered": "windows refused by the server's content filter",
-    "passages_truncated": "passages cut to --passage-tokens",
-    "context_truncated": "passages cut further, to share the context",
-    "max_tokens_lowered": "windows whose token limit was lowered, to share the context",
-    "byte_tokens_skipped": "likelihoods without those characters that the model spells in several tokens",
-    "tokens_estimated": "texts whose tokens could only be estimated",
-    "duplicates": "candidates that stood in the run twice, best kept",
-    "excluded": "candidates that the data set excludes, left out of the run",
+    "missing": ("passage", "missing from an answer or without a likelihood: appended in input order"),
+    "repeated": ("passage", "listed twice in an answer: the first position counts"),
+    "out_of_range": ("number", "in an answer that no passage has: ignored"),
+    "truncated": ("response", "truncated by the token limit"),
+    "forced_answers": ("answer", "requested in a second call after truncated reasoning"),
+    "answer_requested_again": ("answer", "without a usable ranking: requested again with the same reasoning"),
+    "budget_rejected": (
+        "window",
+        "whose reasoning budget the server rejected: the token limit was used instead"
+        " (vLLM: start it with --reasoning-parser)",
+    ),
+    "budget_exceeded": ("response", "with more reasoning than the budget"),
+    "constraint_violated": ("answer", "that does not follow the grammar of constrained decoding"),
+    "repetition_stopped": ("response", "stopped early because it repeated itself"),
+    "samples_skipped": ("sample", "not requested because the first ones agreed"),
+    "windows_reasoned": ("window", "ranked with reasoning because the direct answer was not confident"),
+    "unmatched_think_tag": ("reasoning tag", "without the other tag of its pair"),
+    "unranked": ("answer", "without a usable ranking"),
+    "retries_exhausted": ("window", "without a response after all retries"),
+    "content_filtered": ("window", "rejected by the content filter of the server"),
+    "passages_truncated": ("passage", "truncated to --passage-tokens"),
+    "context_truncated": ("passage", "truncated further to fit into the context of the model"),
+    "max_tokens_lowered": ("window", "whose token limit was lowered to fit into the context of the model"),
+    "byte_tokens_skipped": ("likelihood", "without the characters that the model spells in several tokens"),
+    "tokens_estimated": (
+        "text",
+        "with an estimated number of tokens, because the server does not count tokens: this only affects where long"
+        " texts are truncated",
+    ),
+    "duplicates": ("candidate", "listed twice in the run: the better rank counts"),
+    "excluded": ("candidate", "left out of the run, because the data set excludes such documents"),
 }
-"""Every kind of repair, in words."""
+"""Every kind of repair and truncation: the noun that is counted, and what happened to it."""
 
-LIKELIHOOD_NOTE = "ranked by query likelihood, not by comparison: see docs/embedded.md"
+LIKELIHOOD_NOTE = "method likelihood: passages were scored one by one and not compared (see docs/embedded.md)"
+ALL_UNRANKED = (
+    "no window could be ranked, and the output has the order of the input: rank-k doctor --probe shows what the model"
+    " answers"
+)
+
+
+def describe_repair(kind: str, count: int) -> str:
+    """Return a number of repairs in words."""
+    return describe_count(count, *REPAIRS.get(kind, (f"repair {kind}", "")))
 
 
 def lines(
@@ -48,36 +64,60 @@ def lines(
     seconds: float,
     price: Prices | None = None,
     method: ScoringMethod = "listwise",
-    unit: str = "queries",
+    *,
+    noun: str = "query",
 ) -> list[str]:
-    """Return the lines of the summary. `unit`: what was ranked."""
+    """Return the lines of the summary.
+
+    Args:
+        stats: The counts of the run.
+        seconds: How long the run took.
+        price: The prices of tokens (default: the summary has no cost).
+        method: The scoring method.
+        noun: What was ranked.
+    """
     usage = stats.usage
     prefix, reasoning_prefix = "~" if usage.estimated else "", "~" if usage.reasoning_is_estimated else ""
+    calls = f"{count_noun(stats.calls, 'call')} ({stats.calls - stats.new_calls:,} from the journal)"
     output = [
-        f"{stats.queries} {unit}, {stats.rounds} rounds, {stats.calls} calls"
-        f" ({stats.calls - stats.new_calls} from the journal), {format_seconds(seconds)}",
+        f"{count_noun(stats.queries, noun)}, {count_noun(stats.rounds, 'round')}, {calls}, {format_seconds(seconds)}",
         f"tokens: {prefix}{usage.prompt_tokens:,} in ({usage.cached_tokens:,} cached),"
-        f" {prefix}{usage.completion_tokens:,} out, of these {reasoning_prefix}{usage.reasoning_tokens:,} reasoning",
+        f" {prefix}{usage.completion_tokens:,} out, including {reasoning_prefix}{usage.reasoning_tokens:,} of reasoning",
     ]
     if method == "likelihood":
         output.insert(0, LIKELIHOOD_NOTE)
     if price is not None:
         output.append(f"cost: {price.cost_of(usage):.4f}")
     if stats.saved_tokens:
-        output.append(f"saved: at least {stats.saved_tokens:,} tokens, by ending thoughts that went in circles")
-    output += [
-        f"repairs: {count:,} {REPAIRS.get(kind, kind)}" for kind, count in sorted(stats.repairs.items()) if count
-    ]
+        output.append(f"saved: at least {stats.saved_tokens:,} tokens of responses that repeated themselves")
+    output += [f"repairs: {describe_repair(kind, count)}" for kind, count in sorted(stats.repairs.items()) if count]
     if stats.unranked_windows:
         examples = ", ".join(f"{query_id} (round {round_number + 1})" for query_id, round_number in stats.unranked[:5])
-        output.append(f"left in input order: {stats.unranked_windows} of {stats.windows} windows: {examples}")
+        windows = count_noun(stats.windows, "window")
+        output.append(f"left in input order: {stats.unranked_windows:,} of {windows}: {examples}")
     if stats.unfinished:
-        output.append(f"unfinished, best so far: {len(stats.unfinished)} queries: {', '.join(stats.unfinished[:5])}")
+        unfinished = count_noun(len(stats.unfinished), noun)
+        output.append(f"unfinished, with the best ranking so far: {unfinished}: {', '.join(stats.unfinished[:5])}")
+    if is_unranked(stats):
+        output.append(ALL_UNRANKED)
     return output
 
 
+def is_unranked(stats: RunStats) -> bool:
+    """Return whether there were windows, but none could be ranked."""
+    are_listed = len(stats.unranked) >= min(stats.windows, stats.MAX_LISTED)  # the list does not count single samples
+    return are_listed and 0 < stats.windows <= stats.unranked_windows
+
+
 def report(stats: RunStats, seconds: float, settings: dict[str, Any], price: Prices | None = None) -> dict[str, Any]:
-    """Return the summary as a JSON object."""
+    """Return the summary as a JSON object.
+
+    Args:
+        stats: The counts of the run.
+        seconds: How long the run took.
+        settings: The settings of the run.
+        price: The prices of tokens (default: the cost is null).
+    """
     return {
         "settings": settings,
         "queries": stats.queries,
@@ -102,7 +142,13 @@ def report(stats: RunStats, seconds: float, settings: dict[str, Any], price: Pri
 
 
 def write_report(file: TextIO, summary: dict[str, Any], queries: Iterable[QueryCost]) -> None:
-    """Write `summary` as JSON, with the costs of the queries, which are written one by one to save memory."""
+    """Write the report as JSON.
+
+    Args:
+        file: The file to write to.
+        summary: The object that `report` returns.
+        queries: The costs of the queries, which are written one at a time to save memory.
+    """
     file.write(json.dumps(summary, indent=2, default=str)[:-2] + ',\n  "per_query": [')
     for index, query in enumerate(queries):
         row = {

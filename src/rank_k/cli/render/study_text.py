@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rank_k.cli.progress import format_count
-from rank_k.cli.render.rerank_summary import REPAIRS
+from rank_k.cli.render.rerank_summary import describe_repair
 from rank_k.cli.render.tables import Table
+from rank_k.cli.render.words import count_noun, format_count
 from rank_k.evaluation.significance import PairedDifference
 from rank_k.study.grid import Cell, Study
 from rank_k.study.results import StudyResults
@@ -14,8 +14,8 @@ from rank_k.study.table import CellRow, Estimate
 
 
 def cell_listing(study: Study, cells: Sequence[Cell]) -> list[str]:
-    """Return the cells, and the commands that serve their models."""
-    lines = [study.title, *([study.about] if study.about else []), "", f"{len(cells)} cells:"]
+    """Return a list of the cells, and the commands that start the servers of their models."""
+    lines = [study.title, *([study.about] if study.about else []), "", f"{count_noun(len(cells), 'cell')}:"]
     lines += [f"  {cell.name}" for cell in cells]
     for model in study.models:
         if model.serve and not model.simulate:
@@ -24,7 +24,7 @@ def cell_listing(study: Study, cells: Sequence[Cell]) -> list[str]:
 
 
 def tables(results: StudyResults) -> Iterator[Table]:
-    """Yield a table with quality and cost for each run, and those that the study's question asks for."""
+    """Yield a table of quality and cost for each run, and further tables for the question of the study."""
     measure, labels = results.study.measures[0], results.labels
     for heading, rows in results.by_run():
         cells = [_format_row(row, results) for row in rows]
@@ -33,7 +33,7 @@ def tables(results: StudyResults) -> Iterator[Table]:
         columns = ["average", "first stage", "model", "cell", measure, "±"]
         yield Table(columns, [[*row[:4], f"{row.mean:.4f}", f"{row.error:.4f}"] for row in results.averages], "llll")
     for (criterion, baseline), difficulty_rows in results.difficulty_tables():
-        columns = ["cell", "third", "range", labels[baseline], "the cell", "difference", "95 %", "reasoning"]
+        columns = ["cell", "third", "range", labels[baseline], "the cell", "difference", "95%", "reasoning"]
         lines = [
             [
                 *(labels[row.name], row.third, f"{row.low:.2f} to {row.high:.2f}"),
@@ -58,7 +58,7 @@ def tables(results: StudyResults) -> Iterator[Table]:
             [[labels[name], *(f"{each:.1f}" for each in seconds)] for name, seconds in results.latencies.items()],
         )
     if results.study.published:
-        columns = ["published, not measured here", "first stage", "model", "measure", "source", "value"]
+        columns = ["published elsewhere", "first stage", "model", "measure", "source", "value"]
         lines = [
             [row.collection, row.first_stage, row.model, row.measure, row.source, f"{row.value:.4f}"]
             for row in results.study.published
@@ -78,7 +78,7 @@ def _format_row(row: CellRow, results: StudyResults) -> dict[str, str]:
         results.study.measures[0]: mean,
         "±": error,
         "difference": difference,
-        "95 %": interval,
+        "95%": interval,
         "p": "" if row.difference is None else f"{row.corrected_p:.3f}",
         **dict.fromkeys(("rounds", "calls", "in", "reasoning", "answer", "seconds"), ""),
         "best": " ".join(axis for axis in results.axes if axis in row.pareto_axes),
@@ -116,17 +116,20 @@ def _format_difference(difference: PairedDifference) -> tuple[str, str]:
 
 
 def notes(results: StudyResults) -> Iterator[str]:
-    """Yield windows without a usable answer, repairs and unfinished cells."""
+    """Yield notes on unranked windows, repairs and unfinished cells."""
     for row in results.rows:
         repairs = {kind: count for kind, count in sorted(row.cost.repairs.items()) if count}
         repairs.pop("unranked", None)
         given_up = repairs.pop("retries_exhausted", 0)
         if row.cost.unranked:
             windows = sum(query.windows for query in row.cost.queries.values())
-            given_up_note = f"; {given_up} were given up: the same command asks again" if given_up else ""
-            yield f"{row.name}: left in input order: {row.cost.unranked} of {windows} windows{given_up_note}"
+            given_up_note = (
+                f" ({given_up:,} had no response: run the same command to request them again)" if given_up else ""
+            )
+            unranked = f"{row.cost.unranked:,} of {count_noun(windows, 'window')}"
+            yield f"{row.name}: left in input order: {unranked}{given_up_note}"
         if repairs:
-            repair_text = "; ".join(f"{count:,} {REPAIRS.get(kind, kind)}" for kind, count in repairs.items())
+            repair_text = "; ".join(describe_repair(kind, count) for kind, count in repairs.items())
             yield f"{row.name}: repairs: {repair_text}"
     for name in results.unfinished:
-        yield f"{name}: not finished, not in the tables"
+        yield f"{name}: not in the tables, because it is not finished"

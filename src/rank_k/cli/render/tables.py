@@ -1,4 +1,4 @@
-"""Tables on standard output: styled and fitted to the width in a terminal, plain aligned text everywhere else."""
+"""Tables on standard output: styled and wrapped in a terminal, plain aligned text elsewhere."""
 
 from __future__ import annotations
 
