@@ -14,7 +14,9 @@ DATASET_HELP = "beir:DIR, bright:SUBSET, python-docs or an ir_datasets id"
 
 
 def add_collection_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("collection", "files may be compressed (.gz, .zst); see docs/collections.md")
+    group = parser.add_argument_group(
+        "collection", "files may be compressed (.gz, .zst); see docs/how-to/collections.md"
+    )
     group.add_argument(
         "--dataset", metavar="NAME", help=f"{DATASET_HELP}; stands for queries, documents and qrels together"
     )

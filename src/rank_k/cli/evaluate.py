@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="JSON with every query's values, on stdout")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="a line for each run, measure and query")
     group = parser.add_argument_group(
-        "comparison", "paired by query, corrected for their number; see docs/evaluation.md"
+        "comparison", "paired by query, corrected for their number; see docs/how-to/evaluate.md"
     )
     group.add_argument("--baseline", type=Path, metavar="RUN", help="compare the others with this run")
     group.add_argument("--report", type=Path, metavar="FILE", help="one HTML page with tables and plots")
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--journal", action="append", metavar="RUN=FILE", help="where a run's journal is")
     add_price_options(group)
     group = parser.add_argument_group(
-        "people", "who preferred what; instead of runs and judgments; see docs/judging.md"
+        "people", "who preferred what; instead of runs and judgments; see docs/how-to/judging.md"
     )
     group.add_argument(
         "--preferences", nargs="+", type=Path, metavar="FILE", help="JSONL of the page Judge of rank-k serve"

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         choices=("show", "export", "cost", FIT_NOISE),
-        help="windows as text, as JSONL, the totals, or how the model errs (docs/simulation.md)",
+        help="windows as text, as JSONL, the totals, or how the model errs (docs/how-to/simulate.md)",
     )
     parser.add_argument("journal", type=Path, metavar="FILE", help="the journal")
     parser.add_argument("--query", metavar="ID", help="only this query")

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--language",
         default="en",
         metavar="CODE",
-        help="of the documents, an ISO 639-1 code (en); see docs/languages.md",
+        help="of the documents, an ISO 639-1 code (en); see docs/how-to/languages.md",
     )
     add_collection_options(parser)
     parser.add_argument(

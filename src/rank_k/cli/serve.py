@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --server or --model, where calls are kept (a temporary one, of the latest 256 MB); with neither, a"
         " journal to look at, which is not written to: that of a finished or a running job",
     )
-    group = parser.add_argument_group("pages Compare and Judge", "of runs that lie on disk; see docs/judging.md")
+    group = parser.add_argument_group("pages Compare and Judge", "of runs that lie on disk; see docs/how-to/judging.md")
     group.add_argument("--compare", nargs="+", type=Path, metavar="RUN", help="TREC runs, the baseline first")
     group.add_argument("--qrels", type=Path, metavar="FILE", help="judgments, for Compare (the data set's)")
     group.add_argument(

@@ -43,7 +43,9 @@ EXAMPLE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="journal, runs, tables and report go there")
-    group = parser.add_argument_group("what to ask", "a grid of settings, or one that is ready; see docs/studies.md")
+    group = parser.add_argument_group(
+        "what to ask", "a grid of settings, or one that is ready; see docs/how-to/study.md"
+    )
     sources = group.add_mutually_exclusive_group()
     sources.add_argument(
         "--question",
@@ -59,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--list", action="store_true", help="show the cells, ask nothing")
     group = parser.add_argument_group("the grid", "values with commas between; every combination is a cell")
     add_axes(group)
-    group = parser.add_argument_group("collection", "see docs/collections.md")
+    group = parser.add_argument_group("collection", "see docs/how-to/collections.md")
     group.add_argument("--dataset", nargs="+", metavar="NAME", help=DATASET_HELP)
     group.add_argument("--queries", type=Path, metavar="FILE", help="JSONL (_id, text), TSV or TREC topics")
     group.add_argument("--documents", type=Path, metavar="FILE", help="JSONL (_id, title, text) or TSV")

@@ -64,7 +64,11 @@ def build_openapi(limits: Limits, *, needs_key: bool) -> dict[str, Any]:
         paths[path] = _get(view.summary, errors=_JOURNAL_ERRORS, parameters=schema.query_parameters(view.parameters))
     document: dict[str, Any] = {
         "openapi": "3.1.0",
-        "info": {"title": "Rank-K", "version": __version__, "description": "Listwise reranking, see docs/serving.md"},
+        "info": {
+            "title": "Rank-K",
+            "version": __version__,
+            "description": "Listwise reranking, see docs/how-to/serve.md",
+        },
         "paths": paths,
         "components": {"schemas": {**schema.component_schemas(limits), "Error": _ERROR}},
     }

@@ -1,6 +1,6 @@
 """Blocks in parallel, one Bradley-Terry fit of all rankings, then windows that decide the head.
 
-This design came out best of a simulation (see docs/strategies.md): as good as the sliding window or better, in
+This design came out best of a simulation (see docs/results/strategies.md): as good as the sliding window or better, in
 two rounds instead of nine.
 """
 

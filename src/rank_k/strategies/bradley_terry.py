@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.float64]
 
 PRIOR_PRECISION = 0.15
-"""Of the prior. Chosen, as the other constants here, by simulation (docs/strategies.md says how)."""
+"""Of the prior. Chosen, as the other constants here, by simulation (docs/results/strategies.md)."""
 
 RANK_OFFSET = 10
 """Added to the first-stage rank (from 0) before the logarithm: the first ten hardly differ in merit."""

@@ -13,7 +13,7 @@ from rank_k.strategies.bradley_terry import RANK_OFFSET, fit_strengths
 from rank_k.types import Candidate, Ranking, Round, Window, WindowResult
 
 LIKELIHOOD_WEIGHT = 2.0
-"""The weight of the likelihoods beside the comparisons' 1, chosen for rank-k-nano (docs/student.md says on what)."""
+"""The weight of the likelihoods beside the comparisons' 1, chosen for rank-k-nano (docs/results/rank-k-nano.md)."""
 
 _MIN_DEVIATION = 1e-9
 """A deviation that is no more than rounding."""

@@ -1,4 +1,4 @@
-"""Read a study from a TOML file: one that comes with the package, or a user's. See docs/studies.md for the format."""
+"""Read a study from a TOML file: one that comes with the package, or a user's. docs/how-to/study.md has the format."""
 
 from __future__ import annotations
 

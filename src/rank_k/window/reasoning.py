@@ -15,7 +15,7 @@ from rank_k.types import Window, WindowRanking
 
 @dataclass(frozen=True, slots=True)
 class AutoReasoningPolicy:
-    """When to reason. Defaults: chosen by `benchmarks/auto_thinking.py`, see docs/thinking.md.
+    """When to reason. Defaults: chosen by `benchmarks/auto_thinking.py`, see docs/results/reasoning.md.
 
     `top_k`: the rank that matters. `max_rank`: a window that can still move ranks below this one is ranked directly,
     since later windows show its best again; of the nine windows that slide over 100 candidates the last four are within

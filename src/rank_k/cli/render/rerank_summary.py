@@ -40,7 +40,7 @@ REPAIRS = {
 }
 """Every kind of repair, in words."""
 
-LIKELIHOOD_NOTE = "ranked by query likelihood, not by comparison: see docs/embedded.md"
+LIKELIHOOD_NOTE = "ranked by query likelihood, not by comparison: see docs/how-to/embedded.md"
 
 
 def lines(
