@@ -466,7 +466,7 @@ def test_judging_page_shows_output_of_evaluate_command(run_evaluate: RunEvaluate
 def test_judging_page_lists_interval_width_by_query_count() -> None:
     for count in (25, 50, 100, 200, 400):
         ends = [
-            f"{end:.2f}".lstrip("0")
+            f"{end:.2f}"
             for value in (0.5, 0.7)
             for end in (estimate_share(value, count).low, estimate_share(value, count).high)
         ]
