@@ -1,4 +1,4 @@
-# rank-k serve in a container: see docs/container.md.
+# rank-k serve in a container: see docs/how-to/containers.md.
 
 ARG PYTHON=3.13
 FROM python:${PYTHON}-slim AS build

@@ -1,4 +1,4 @@
-"""Does the rule of `--reasoning auto` hold its promises? The tables of docs/thinking.md.
+"""Does the rule of `--reasoning auto` hold its promises? The tables of docs/results/reasoning.md.
 
 A simulated model ranks windows directly or with thought, in three worlds: thought errs less, as much, more. The rule
 sees what it would see of a real model: the window and a confidence of the direct order. That confidence is made here:

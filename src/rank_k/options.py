@@ -333,7 +333,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 others are blocks with 6, 7 or 12 windows per 100 candidates (`rank_k.strategies.PRESETS`)."""
 
 _LIKELIHOOD_PASSAGE_TOKENS = 64
-"""Chosen on collections that nothing is measured on, see docs/embedded.md."""
+"""Chosen on collections that nothing is measured on, see docs/results/query-likelihood.md."""
 
 
 def parse_option(name: str, value: Any, options: Mapping[str, Option] = OPTIONS, owner: str = "a reranker") -> Any:

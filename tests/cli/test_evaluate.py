@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 import shlex
 import sqlite3
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from typing import Any, Protocol
 import pytest
 from scipy import stats
 
-from rank_k.data.trec import read_qrels, read_run
 from rank_k.evaluation.run_costs import read_run_cost
 from rank_k.evaluation.significance import PairedDifference
 from tests.paths import ROOT
@@ -418,26 +418,28 @@ def test_journal_show_unknown_run_lists_the_known_runs(rank_k: RankK) -> None:
 
 # --- the page about it ---
 
-PAGE = ROOT / "docs" / "evaluation.md"
+PAGE = ROOT / "docs" / "how-to" / "evaluate.md"
 
 
 def test_evaluation_page_commands_and_code_run(rank_k: RankK) -> None:
     Path("qrels").rename("qrels.trec")
     rank_k(*RERANK, "--simulate", "qrels.trec", "--noise", "weak", "--output", "reranked.trec")
-    blocks = [line.removeprefix("    ") for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:4] == "    "]
-    commands = [line for line in blocks if line.startswith("rank-k ")]
+    page = PAGE.read_text(encoding="utf-8")
+    commands = [command for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for command in _commands(block)]
     assert len(commands) == 4
     for command in commands:
-        out, err = rank_k(*shlex.split(command.replace("156493", "q03"))[1:])
+        out, err = rank_k(*shlex.split(command.replace("--query 1", "--query q03"))[1:])
         assert out
         assert not err
     assert Path("report.html").is_file()
     assert Path("values.csv").is_file()
-    namespace: dict[str, Any] = {
-        "qrels": read_qrels("qrels.trec"),
-        "first_stage": read_run("bm25.trec"),
-        "reranked": read_run("reranked.trec"),
-    }
-    exec("\n".join(line for line in blocks if line not in commands), namespace)
+    namespace: dict[str, Any] = {}
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code, namespace)
     [difference] = [value for value in namespace.values() if isinstance(value, PairedDifference)]
     assert difference.mean > 0
+
+
+def _commands(block: str) -> list[str]:
+    """Return the commands of a block, each on one line."""
+    return block.replace("\\\n", " ").splitlines()

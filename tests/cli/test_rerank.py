@@ -306,7 +306,7 @@ def test_rerank_report_equals_the_summary(collection_folder: Path, rank_k: RankK
 def test_rerank_preset_sets_windows_and_rounds(
     tmp_path: Path, rank_k: RankK, preset: str, windows: int, rounds: int
 ) -> None:
-    """100 candidates, one query, a noiseless judge: windows and rounds as docs/strategies.md says."""
+    """100 candidates, one query, a noiseless judge: windows and rounds as docs/how-to/strategies.md says."""
     ids = [f"d{i}" for i in range(100)]
     (tmp_path / "run.trec").write_text("".join(f"q1 Q0 {d} {n + 1} {100 - n} x\n" for n, d in enumerate(ids)))
     (tmp_path / "queries.tsv").write_text("q1\twhy\n")

@@ -445,7 +445,7 @@ def test_evaluate_command_prints_same_preferences_as_json(
     assert [judge["name"] for judge in payload["judges"]] == ["anna", "ben"]
 
 
-JUDGING_PAGE = (ROOT / "docs" / "judging.md").read_text(encoding="utf-8")
+JUDGING_PAGE = (ROOT / "docs" / "how-to" / "judging.md").read_text(encoding="utf-8")
 
 
 def test_judging_page_shows_output_of_evaluate_command(run_evaluate: RunEvaluate, tmp_path: Path) -> None:
@@ -459,14 +459,14 @@ def test_judging_page_shows_output_of_evaluate_command(run_evaluate: RunEvaluate
             row = make_judgment(query, choice, judge, rng.randint(5, 40), swapped=rng.random() < 0.5)
             names = {"a": "bm25.trec", "b": "reranked.trec"}
             rows.append(replace(row, left=names[row.left], right=names[row.right]))
-    out, _ = run_evaluate("--preferences", write_rows(tmp_path / "said.jsonl", rows))
-    assert f"$ rank-k evaluate --preferences said.jsonl\n{out}```" in JUDGING_PAGE
+    out, _ = run_evaluate("--preferences", write_rows(tmp_path / "preferences.jsonl", rows))
+    assert f"$ rank-k evaluate --preferences preferences.jsonl\n{out}```" in JUDGING_PAGE
 
 
 def test_judging_page_lists_interval_width_by_query_count() -> None:
     for count in (25, 50, 100, 200, 400):
         ends = [
-            f"{end:.2f}".lstrip("0")
+            f"{end:.2f}"
             for value in (0.5, 0.7)
             for end in (estimate_share(value, count).low, estimate_share(value, count).high)
         ]

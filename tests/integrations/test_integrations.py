@@ -1,6 +1,6 @@
 """Integrations: what they share and the CrossEncoder's shape here; the frameworks in environments of their own.
 
-There two things are run: the example of docs/integrations.md as it stands, and a script of
+There two things are run: the example of docs/how-to/integrations.md as it stands, and a script of
 `tests.integrations.frameworks`.
 """
 
@@ -36,7 +36,7 @@ from tests.support.waiting import LONG_PATIENCE, PATIENCE
 
 pytestmark = pytest.mark.integration
 
-DOCS_PAGE = ROOT / "docs" / "integrations.md"
+DOCS_PAGE = ROOT / "docs" / "how-to" / "integrations.md"
 DOCUMENTED_URL = "http://localhost:8000/v1"
 FAST_RETRIES = RetryPolicy(broken=2, first=0.001, longest=0.002)
 
@@ -165,7 +165,7 @@ def test_predict_ranks_within_queries_concurrently(loopback: StartLoopback) -> N
 
 def test_documented_cross_encoder_example_runs(loopback: StartLoopback, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
-    code = documented_example("In place of a CrossEncoder").replace(DOCUMENTED_URL, loopback(model=MODEL).url)
+    code = documented_example("Replace a CrossEncoder").replace(DOCUMENTED_URL, loopback(model=MODEL).url)
     exec(compile(code, str(DOCS_PAGE), "exec", dont_inherit=True), names)
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["1.0", "0.5"]
     assert sorted(names["scores"]) == [1 / 3, 1 / 2, 1.0]

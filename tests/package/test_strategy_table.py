@@ -1,4 +1,4 @@
-"""docs/strategies.md: its table is made again, its example is run.
+"""docs/how-to/strategies.md: its table is made again, its example is run.
 
 python -m tests.package.test_strategy_table    writes the table anew
 """
@@ -18,7 +18,7 @@ from rank_k.strategies.base import Strategy
 from rank_k.strategies.testing import check_strategy
 from tests.support.driving import rank_by_grade, run_strategy
 
-PAGE = Path(__file__).parents[2] / "docs" / "strategies.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "strategies.md"
 LENGTHS = (10, 20, 55, 100, 1000)
 BEGIN, END = "<!-- table: python -m tests.package.test_strategy_table -->\n", "<!-- end -->\n"
 
@@ -64,7 +64,7 @@ def test_strategies_page_lists_every_preset() -> None:
 @pytest.fixture
 def example() -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": "halving"}
-    exec(compile(_read_examples()[0], "docs/strategies.md", "exec", dont_inherit=True), namespace)
+    exec(compile(_read_examples()[0], "docs/how-to/strategies.md", "exec", dont_inherit=True), namespace)
     return namespace
 
 

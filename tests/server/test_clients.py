@@ -156,7 +156,7 @@ OFFLINE_SETTINGS = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HAYSTACK_TELEMETRY_
 
 def documented_example(module: str) -> str:
     """The documentation's, for the server of the tests."""
-    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "serve.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     [block] = [block for block in blocks if block.split()[1].partition(".")[0] == module]
     assert '"http://127.0.0.1:8787' in block

@@ -189,8 +189,8 @@ def test_rerank_tool_reports_progress_each_round(loopback: StartLoopback, mode: 
 
 
 def test_documented_program_prints_documented_output(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (ROOT / "docs" / "mcp.md").read_text(encoding="utf-8")
-    program, printed = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", page, re.DOTALL)[0]
+    page = (ROOT / "docs" / "how-to" / "mcp.md").read_text(encoding="utf-8")
+    program, printed = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", page, re.DOTALL)[0]
     with run_server(Reranker(ScriptedModel(reversed_order)), make=make_mcp_app) as server:
         exec(program.replace("http://127.0.0.1:8788", server.url), {})
     assert capsys.readouterr().out == printed

@@ -31,7 +31,7 @@ from tests.support.waiting import PATIENCE, wait_until
 pytestmark = pytest.mark.integration
 
 COMMAND = [sys.executable, "-m", "rank_k.cli", "mcp"]
-DOCS_PAGE = ROOT / "docs" / "mcp.md"
+DOCS_PAGE = ROOT / "docs" / "how-to" / "mcp.md"
 INITIALIZE_MESSAGE = {
     "method": "initialize",
     "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}},
@@ -124,13 +124,13 @@ def expected_stderr(model: str = "oracle") -> str:
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
 def test_mcp_stdio_serves_sdk_client(loopback: StartLoopback, mode: str) -> None:
-    """Started as docs/mcp.md has it, but for the places."""
+    """Started as docs/how-to/mcp.md has it, but for the places."""
     model = loopback(model="hltcoe/Rank-K-32B")
     documented = json.loads(re.findall(r"```json\n(.*?)```", DOCS_PAGE.read_text(encoding="utf-8"), re.DOTALL)[0])
     config = documented["mcpServers"]["rank-k"]
     assert config["command"] == "rank-k"
     assert config["args"][0] == "mcp"
-    arguments = [model.url if argument == "http://gpu:8000/v1" else argument for argument in config["args"][1:]]
+    arguments = [model.url if argument == "http://localhost:8000/v1" else argument for argument in config["args"][1:]]
     environment = {**config["env"], "PYTHONPATH": str(ROOT / "src")}
     server = StdioServerParameters(command=COMMAND[0], args=[*COMMAND[1:], *arguments], env=environment)
 

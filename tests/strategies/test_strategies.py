@@ -198,7 +198,9 @@ BROKEN_STRATEGIES: list[tuple[Any, str]] = [
 def test_strategy_that_violates_the_protocol_is_named(strategy: Any, violation: str, method: ScoringMethod) -> None:
     candidates = [Candidate(doc_id, -rank) for rank, doc_id in enumerate(IDS)]
     model = SimulatedModel({"q": {}})
-    with pytest.raises(StrategyError, match=rf"strategy own\w*: .*{violation}.*; test it with .*docs/strategies\.md"):
+    with pytest.raises(
+        StrategyError, match=rf"strategy own\w*: .*{violation}.*; test it with .*docs/how-to/strategies\.md"
+    ):
         replay_strategy(Combined(strategy) if method == "combined" else strategy, candidates, "q", model)
     passages = {doc_id: Passage(doc_id, "text") for doc_id in IDS}
     with (

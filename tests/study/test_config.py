@@ -262,7 +262,7 @@ def test_read_study_rejects_missing_file(tmp_path: Path) -> None:
 
 
 def test_read_study_accepts_documented_example(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "study.md").read_text(encoding="utf-8")
     [example] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "mine.toml").write_text(example)
     study = read_study(tmp_path / "mine.toml", tmp_path)

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="file for a row per run, measure and query")
     group = parser.add_argument_group(
-        "comparison", "paired tests, with correction for multiple comparisons; see docs/evaluation.md"
+        "comparison", "paired tests, with correction for multiple comparisons; see docs/how-to/evaluate.md"
     )
     group.add_argument("--baseline", type=Path, metavar="RUN", help="run to compare the others with")
     group.add_argument("--report", type=Path, metavar="FILE", help="file for an HTML report with tables and plots")
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("cost", "from the journals of the runs; RUN.journal.sqlite is used if it exists")
     group.add_argument("--journal", action="append", metavar="RUN=FILE", help="journal of a run")
     add_price_options(group)
-    group = parser.add_argument_group("preference judgments", "instead of runs and qrels; see docs/judging.md")
+    group = parser.add_argument_group("preference judgments", "instead of runs and qrels; see docs/how-to/judging.md")
     group.add_argument(
         "--preferences",
         nargs="+",

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what",
         choices=("show", "export", "cost", FIT_NOISE),
         help="show: print the windows; export: print them as JSONL; cost: sum the calls and tokens; fit-noise: estimate"
-        " the errors of the model (see docs/simulation.md)",
+        " the errors of the model (see docs/how-to/simulate.md)",
     )
     parser.add_argument("journal", type=Path, metavar="FILE", help="journal to read")
     parser.add_argument("--query", metavar="ID", help="use only this query")

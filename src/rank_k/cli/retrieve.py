@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--language",
         default="en",
         metavar="CODE",
-        help="language of the documents, an ISO 639-1 code; see docs/languages.md",
+        help="language of the documents, an ISO 639-1 code; see docs/how-to/languages.md",
     )
     add_collection_options(parser)
     add_flags(parser, "--limit", "--only")

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --server or --model: file that stores every call (default: a temporary file with the latest 256 MB);"
         " without: journal of a finished or running command to show, which is not changed",
     )
-    group = parser.add_argument_group("pages Compare and Judge", "for runs in files; see docs/judging.md")
+    group = parser.add_argument_group("pages Compare and Judge", "for runs in files; see docs/how-to/judging.md")
     group.add_argument(
         "--compare", nargs="+", type=Path, metavar="RUN", help="TREC runs to compare, the baseline first"
     )

@@ -47,7 +47,7 @@ _SIMULATE = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the journal, runs, tables and report")
-    group = parser.add_argument_group("study", "a grid of your settings, or a ready-made one; see docs/studies.md")
+    group = parser.add_argument_group("study", "a grid of your settings, or a ready-made one; see docs/how-to/study.md")
     sources = group.add_mutually_exclusive_group()
     sources.add_argument(
         "--question",
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--list", action="store_true", help="list the cells of the grid, and run nothing")
     group = parser.add_argument_group("grid", "values separated by commas; every combination is a cell")
     add_axes(group)
-    group = parser.add_argument_group("collection", "see docs/collections.md")
+    group = parser.add_argument_group("collection", "see docs/how-to/collections.md")
     group.add_argument("--dataset", nargs="+", metavar="NAME", help=DATASET_HELP)
     add_flags(group, "--queries", "--documents", "--qrels")
     group.add_argument(

@@ -50,7 +50,7 @@ def run_validated(strategy: Strategy, candidates: Sequence[Candidate], seed: int
     def strategy_error(violation: str) -> StrategyError:
         return StrategyError(
             f"strategy {name}: {violation}",
-            "test it with rank_k.strategies.testing.check_strategy (docs/strategies.md)",
+            "test it with rank_k.strategies.testing.check_strategy (docs/how-to/strategies.md)",
         )
 
     try:

@@ -1,7 +1,7 @@
 """Rank blocks in parallel, fit a Bradley-Terry model to all rankings, and then rank the most important passages again.
 
 In simulations, this strategy was as good as the sliding window or better, in two rounds instead of nine
-(docs/strategies.md).
+(docs/how-to/strategies.md).
 """
 
 from __future__ import annotations

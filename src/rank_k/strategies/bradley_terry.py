@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PRIOR_PRECISION = 0.15
 """Precision (1 / variance) of the normal priors. This and the other constants were chosen by simulation
-(docs/strategies.md)."""
+(docs/how-to/strategies.md)."""
 
 RANK_OFFSET = 10
 """Added to the first-stage rank, counted from 0, before taking the logarithm, so that the first ten differ little."""

@@ -1,4 +1,4 @@
-"""Read studies from TOML files, those of the package and those of users. docs/studies.md describes the format."""
+"""Read studies from TOML files, those of the package and those of users. docs/how-to/study.md describes the format."""
 
 from __future__ import annotations
 

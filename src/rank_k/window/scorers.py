@@ -33,7 +33,7 @@ from rank_k.window.prompt import PromptTemplate
 from rank_k.window.prompt_builder import PreparedQuery, PromptBuilder
 
 PASSAGE_TOKENS = 64
-"""Tokens per passage for query likelihood; chosen among 64, 128 and 256 on held-out collections (docs/embedded.md)."""
+"""Tokens per passage for query likelihood, chosen on held-out collections (docs/results/query-likelihood.md)."""
 
 LIKELIHOOD_TEMPLATE = PromptTemplate("Document: ", "\nSearch query: {query}", passage="{text}", name="query likelihood")
 """The prompt about one passage. It ends with a space and the query, whose probability is the score."""

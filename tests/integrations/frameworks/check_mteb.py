@@ -97,7 +97,7 @@ def check_second_stage(url: str, documentation: Path) -> None:
     mteb.get_task = lambda name: Marked()
     loopback = FakeModelServer(url)
     loopback.forget()
-    before, after = names["evaluated"](FirstStage(), "Marked")
+    before, after = names["evaluate_reranker"](FirstStage(), "Marked")
     assert score(before) < 0.9, score(before)
     assert score(after) == 1.0, score(after)
     spans = [(call.start, call.end) for call in loopback.calls if call.end is not None]
@@ -106,7 +106,7 @@ def check_second_stage(url: str, documentation: Path) -> None:
     assert after.model_name == MODEL
 
     loopback.forget()
-    assert score(names["evaluated"](FirstStage(), "Marked")[1]) == 1.0
+    assert score(names["evaluate_reranker"](FirstStage(), "Marked")[1]) == 1.0
     assert not loopback.calls, "known to MTEB"
     task = Marked().convert_to_reranking("predictions", top_k=100)
     with Reranker(MODEL, server=url, strategy="single", depth=1) as reranker:

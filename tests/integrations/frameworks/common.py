@@ -13,7 +13,7 @@ from tests.fakes.model_server.marked_passages import make_dataset
 
 T = TypeVar("T")
 
-MODEL = "hltcoe/Rank-K-32B"  # what the loopback server calls its own, as docs/integrations.md does
+MODEL = "hltcoe/Rank-K-32B"  # what the loopback server calls its own, as docs/how-to/integrations.md does
 DATA = make_dataset(1, 30, strict=True)
 QUERY = DATA.queries[0]
 NEW_QUERY = f"{QUERY.text} Please."  # asked by no other check, so that no journal knows the answers

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rule",
         default="paper",
         choices=RULES,
-        help="which usable traces of a set are selected; see docs/distillation.md",
+        help="which usable traces of a set are selected; see docs/how-to/distill.md",
     )
     group.add_argument(
         "--qrels", type=Path, metavar="FILE", help="relevance judgments (default: the grades in the sets)"

@@ -47,7 +47,7 @@ REPAIRS = {
 }
 """Every kind of repair and truncation: the noun that is counted, and what happened to it."""
 
-LIKELIHOOD_NOTE = "method likelihood: passages were scored one by one and not compared (see docs/embedded.md)"
+LIKELIHOOD_NOTE = "method likelihood: passages were scored one by one and not compared (see docs/how-to/embedded.md)"
 ALL_UNRANKED = (
     "no window could be ranked, and the output has the order of the input: rank-k doctor --probe shows what the model"
     " answers"
