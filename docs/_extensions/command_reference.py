@@ -1,0 +1,101 @@
+"""The directive `command`: the reference of one command, taken from its parser.
+
+    ```{command} distill sample
+    ```
+
+Each option becomes an `option` of Sphinx's standard domain, so that other pages can refer to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from rank_k.cli import VERBS, add_verb
+
+PAGE = re.compile(r"docs/([\w/-]+)\.md")
+MARKUP = re.compile(r"([\\`*_<>\[\]{}~|])")
+EXAMPLE_PREFIX = "example: "
+
+
+class CommandDirective(SphinxDirective):
+    """`{command} VERB [STEP]`: usage, options and example of a command."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        parser = command_parser(*self.arguments[0].split())
+        return self.parse_text_to_nodes("\n".join(render_command(parser)), allow_section_headings=True)
+
+
+def command_parser(verb: str, *steps: str) -> argparse.ArgumentParser:
+    """Return the parser of a command, such as `command_parser("distill", "sample")`."""
+    root = argparse.ArgumentParser(prog="rank-k")
+    verbs = root.add_subparsers()
+    add_verb(verbs, verb, VERBS[verb], importlib.import_module(f"rank_k.cli.{verb}"))
+    parser: argparse.ArgumentParser = verbs.choices[verb]
+    for step in steps:
+        parser = steps_of(parser)[step]
+    return parser
+
+
+def steps_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parsers of a command's steps, by name; empty if it has none."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def render_command(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield the lines of a command's page, in Markdown, below its title."""
+    description = parser.description or ""
+    yield from (escape(description[:1].upper() + description[1:] + "."), "")
+    yield from ("```text", parser.format_usage().removeprefix("usage: ").rstrip(), "```", "")
+    example = (parser.epilog or "").removeprefix(EXAMPLE_PREFIX)
+    if example:
+        yield from ("Example:", "", "```bash", example, "```", "")
+    yield from (f":::{{program}} {parser.prog}", ":::", "")
+    for group in parser._action_groups:
+        actions = [action for action in group._group_actions if action.help is not argparse.SUPPRESS]
+        if not actions or isinstance(actions[0], argparse._SubParsersAction):
+            continue
+        yield from (f"## {escape(group_title(group.title))}", "")
+        if group.description:
+            yield from (escape(group.description[:1].upper() + group.description[1:] + "."), "")
+        for action in actions:
+            yield from render_argument(parser, action)
+
+
+def group_title(title: str | None) -> str:
+    return (title or "options").capitalize() if (title or "").islower() else title or "Options"
+
+
+def render_argument(parser: argparse.ArgumentParser, action: argparse.Action) -> Iterator[str]:
+    """Yield the lines that describe an option or a positional argument."""
+    formatter: Any = parser._get_formatter()
+    text = escape(formatter._expand_help(action)) if action.help else ""
+    if action.option_strings:
+        values = "" if action.nargs == 0 else formatter._format_args(action, action.dest.upper())
+        signature = ", ".join(f"{name} {values}".rstrip() for name in action.option_strings)
+        yield from (f"::::{{option}} {signature}", text, "::::", "")
+    else:
+        yield from (f"`{formatter._format_args(action, action.dest)}`", f": {text}", "")
+
+
+def escape(text: str) -> str:
+    """Return `text` as Markdown; a page of the documentation that it names becomes a link."""
+    return PAGE.sub(r"[\1](/\1.md)", MARKUP.sub(r"\\\1", text))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("command", CommandDirective)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,46 @@
+"""Configuration of the documentation site: Sphinx reads it, `make docs` starts Sphinx."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rank_k import __version__
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
+project = "Rank-K"
+release = version = __version__
+copyright = "the authors of Rank-K, Apache-2.0"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_llm.txt",  # llms.txt and a Markdown version of every page
+    "command_reference",
+    "http_reference",
+    "option_reference",
+]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build", "_extensions"]
+nitpicky = True
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+python_use_unqualified_type_names = True
+default_role = "code"  # docstrings mark names with single backticks, as Markdown does
+
+html_theme = "furo"
+html_title = f"Rank-K {version}"
+html_static_path = ["_static"]
+html_css_files = ["rank-k.css"]
+html_copy_source = False
+html_show_sourcelink = False
+
+llms_txt_description = "Rank-K reranks search results with language models that reason."
+llms_txt_suffix_mode = "append"  # the Markdown version of page.html is page.html.md
+llms_txt_nested_enabled = False
