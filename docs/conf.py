@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from docutils import nodes
+from sphinx.application import Sphinx
+
 from rank_k import __version__
 
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
@@ -18,13 +21,16 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_llm.txt",  # llms.txt and a Markdown version of every page
-    "command_reference",
-    "http_reference",
-    "option_reference",
+    "generated_reference",
 ]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build", "_extensions"]
 nitpicky = True
+nitpick_ignore_regex = [
+    ("py:class", r"(collections|datetime|pathlib|random)\..*"),  # the standard library has no inventory offline
+    ("py:class", r"Path|RetryPolicy|build\.ModelSource|(Reranker|Query)Arguments"),  # imported for type checkers only
+    ("py:class", r"\w+\[.*"),  # generic types in string annotations, which Sphinx splits at commas
+]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -44,3 +50,15 @@ html_show_sourcelink = False
 llms_txt_description = "Rank-K reranks search results with language models that reason."
 llms_txt_suffix_mode = "append"  # the Markdown version of page.html is page.html.md
 llms_txt_nested_enabled = False
+llms_txt_suppress_unknown_node_warnings = ["abbreviation"]  # the mark of keyword-only arguments
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("doctree-resolved", _mark_links_within_page)
+
+
+def _mark_links_within_page(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Mark links to a section of the same page as internal, without which the Markdown builder drops their target."""
+    for reference in doctree.findall(nodes.reference):
+        if "refid" in reference:
+            reference["internal"] = True

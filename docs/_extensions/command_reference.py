@@ -1,7 +1,4 @@
-"""The directive `command`: the reference of one command, taken from its parser.
-
-    ```{command} distill sample
-    ```
+"""The reference of a command in Markdown, taken from its parser.
 
 Each option becomes an `option` of Sphinx's standard domain, so that other pages can refer to it.
 """
@@ -14,26 +11,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from docutils import nodes
-from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
-
 from rank_k.cli import VERBS, add_verb
 
 PAGE = re.compile(r"docs/([\w/-]+)\.md")
 MARKUP = re.compile(r"([\\`*_<>\[\]{}~|])")
 EXAMPLE_PREFIX = "example: "
-
-
-class CommandDirective(SphinxDirective):
-    """`{command} VERB [STEP]`: usage, options and example of a command."""
-
-    required_arguments = 1
-    final_argument_whitespace = True
-
-    def run(self) -> list[nodes.Node]:
-        parser = command_parser(*self.arguments[0].split())
-        return self.parse_text_to_nodes("\n".join(render_command(parser)), allow_section_headings=True)
 
 
 def command_parser(verb: str, *steps: str) -> argparse.ArgumentParser:
@@ -55,11 +37,12 @@ def steps_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPars
     return {}
 
 
-def render_command(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Yield the lines of a command's page, in Markdown, below its title."""
+def render_command(command: str) -> Iterator[str]:
+    """Yield the lines of a command's page below its title. `command`: the verb, and the step if it has steps."""
+    parser = command_parser(*command.split())
     description = parser.description or ""
     yield from (escape(description[:1].upper() + description[1:] + "."), "")
-    yield from ("```text", parser.format_usage().removeprefix("usage: ").rstrip(), "```", "")
+    yield from ("```text", format_usage(parser), "```", "")
     example = (parser.epilog or "").removeprefix(EXAMPLE_PREFIX)
     if example:
         yield from ("Example:", "", "```bash", example, "```", "")
@@ -73,6 +56,12 @@ def render_command(parser: argparse.ArgumentParser) -> Iterator[str]:
             yield from (escape(group.description[:1].upper() + group.description[1:] + "."), "")
         for action in actions:
             yield from render_argument(parser, action)
+
+
+def format_usage(parser: argparse.ArgumentParser) -> str:
+    formatter = argparse.HelpFormatter(parser.prog, width=90)
+    formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups, prefix="")
+    return formatter.format_help().rstrip()
 
 
 def group_title(title: str | None) -> str:
@@ -94,8 +83,3 @@ def render_argument(parser: argparse.ArgumentParser, action: argparse.Action) ->
 def escape(text: str) -> str:
     """Return `text` as Markdown; a page of the documentation that it names becomes a link."""
     return PAGE.sub(r"[\1](/\1.md)", MARKUP.sub(r"\\\1", text))
-
-
-def setup(app: Sphinx) -> dict[str, bool]:
-    app.add_directive("command", CommandDirective)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,8 +1,4 @@
-"""The directive `http-api`: paths and schemas of the rerank API, taken from its OpenAPI document.
-
-```{http-api}
-```
-"""
+"""Paths and schemas of the rerank API in Markdown, taken from its OpenAPI document."""
 
 from __future__ import annotations
 
@@ -10,9 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from command_reference import escape
-from docutils import nodes
-from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 
 from rank_k.server.config import Limits
 from rank_k.server.openapi import build_openapi
@@ -20,13 +13,11 @@ from rank_k.server.openapi import build_openapi
 SCHEMA_PREFIX = "#/components/schemas/"
 
 
-class HttpApiDirective(SphinxDirective):
-    """`{http-api}`: one section per path, then one per schema."""
-
-    def run(self) -> list[nodes.Node]:
-        document = build_openapi(Limits(), needs_key=False)
-        lines = [*render_paths(document["paths"]), *render_schemas(document["components"]["schemas"])]
-        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+def render_http_api() -> Iterator[str]:
+    """Yield the lines of the page below its title: one section per path, then one per schema."""
+    document = build_openapi(Limits(), needs_key=False)
+    yield from render_paths(document["paths"])
+    yield from render_schemas(document["components"]["schemas"])
 
 
 def render_paths(paths: Mapping[str, Any]) -> Iterator[str]:
@@ -83,8 +74,3 @@ def type_name(schema: Mapping[str, Any]) -> str:
     if kind == "array":
         return f"list of {type_name(schema.get('items', {}))}"
     return " or ".join(kind) if isinstance(kind, list) else str(kind)
-
-
-def setup(app: Sphinx) -> dict[str, bool]:
-    app.add_directive("http-api", HttpApiDirective)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -219,7 +219,7 @@ class ModelOptions:
 
     server: str | None = option(None, "OpenAI-compatible server; without it, the embedded model", metavar="URL")
     api_key: str | None = option(None, "key of the server", repr=False)
-    server_type: str = option("auto", "type of the server, see docs/servers.md", metavar="NAME")
+    server_type: str = option("auto", "type of the server, see docs/reference/servers.md", metavar="NAME")
     revision: str = option("", "revision of the model, which tells weights of one name apart", metavar="TEXT")
     context_length: int | None = option(
         None, "context length of the model, if the server does not report it", whole_number(1), metavar="TOKENS"

@@ -16,7 +16,7 @@ class RerankerArguments(TypedDict, total=False):
     api_key: str | None
     """key of the server."""
     server_type: str | None
-    """type of the server, see docs/servers.md (default: auto)."""
+    """type of the server, see docs/reference/servers.md (default: auto)."""
     revision: str | None
     """revision of the model, which tells weights of one name apart."""
     context_length: int | None

@@ -18,7 +18,7 @@ from rank_k.optional_deps import load
 from rank_k.types import Candidate, Run
 
 Ties = Literal["file", "trec_eval"]
-"""How equal scores are ordered: as the run lists them, or by descending id, as trec_eval does."""
+"""How equal scores are ordered. `file`: as the run lists them. `trec_eval`: by descending id, as trec_eval does."""
 
 DEFAULT_MEASURES = ("nDCG@10", "nDCG@20", "AP", "RR@10", "R@100", "Judged@10")
 

@@ -90,7 +90,7 @@ class RunComparison:
 
     @property
     def primary_measure(self) -> str:
-        """The measure whose gains and losses are shown query by query: the first measure of quality."""
+        """The measure whose gains and losses are shown query by query, which is the first measure of quality."""
         return next(iter(self.quality_measures), self.measures[0])
 
     @property

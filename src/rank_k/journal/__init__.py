@@ -4,7 +4,7 @@
     calls   storing and finding calls, and the keys that they are found by
     runs    runs, queries, windows, rounds, rankings and candidate sets
 
-`docs/journal-schema.md` describes every table and column.
+`docs/reference/journal-schema.md` describes every table and column.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The journal's tables and migrations, and opening and checking a file.
 
-`docs/journal-schema.md` describes every table and column; a test compares it with the tables below.
+`docs/reference/journal-schema.md` describes every table and column; a test compares it with the tables below.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Model(Protocol):
 
     @property
     def identity(self) -> str:
-        """All that decides the answers apart from the request: part of the journal's key."""
+        """All that decides the answers apart from the request. It is part of the key of calls in the journal."""
 
     @property
     def context_length(self) -> int:

@@ -28,7 +28,7 @@ from rank_k.errors import (
 from rank_k.models import server_types
 from rank_k.models.base import Capabilities
 from rank_k.models.forced_text import Token, parse_tokens, token_log_probabilities
-from rank_k.models.http_errors import error_for_status, error_message, retry_after_seconds
+from rank_k.models.http_errors import SERVERS_PAGE, error_for_status, error_message, retry_after_seconds
 from rank_k.models.server_types import SERVER_TYPES
 from rank_k.models.sse import MAX_RESPONSE_CHARACTERS, ResponseReader
 from rank_k.types import OnChunk, Request, Response
@@ -167,7 +167,7 @@ class HttpModel:
                 return response
             usage = replace(response.usage, reasoning_tokens=response.usage.completion_tokens)
             return replace(response, usage=usage)  # all of it is reasoning
-        raise RequestRejected(f"{self.url} cannot go on from a given beginning", "see docs/servers.md")
+        raise RequestRejected(f"{self.url} cannot go on from a given beginning", SERVERS_PAGE)
 
     async def _chat_completion(self, request: Request, on_chunk: OnChunk | None) -> Response:
         body = server_types.request_body(self.server_type, self.name, request)
@@ -203,7 +203,7 @@ class HttpModel:
         if self.server_type.scores_given_text:
             tokens = parse_tokens(await self._token_list({"content": text, "with_pieces": True}))
         if tokens is None:
-            raise RequestRejected(f"{self.url} does not tell how likely a text is", "see docs/servers.md", 501)
+            raise RequestRejected(f"{self.url} does not tell how likely a text is", SERVERS_PAGE, 501)
         return tokens
 
     async def _render_prompt(self, request: Request) -> str | list[int]:
@@ -213,7 +213,7 @@ class HttpModel:
             payload = await self._post_json("/apply-template", {"messages": messages})
             prompt = payload.get("prompt") if isinstance(payload, Mapping) else None
             if not isinstance(prompt, str):
-                raise RequestRejected(f"{self.url} does not render chat templates", "see docs/servers.md", 501)
+                raise RequestRejected(f"{self.url} does not render chat templates", SERVERS_PAGE, 501)
             return server_types.join_prefill(prompt, prefill)
         # vLLM renders into token ids, which its completions accept as a prompt.
         prompt_ids = await self._token_ids({"messages": messages, "add_generation_prompt": True})
@@ -241,7 +241,7 @@ class HttpModel:
     async def _token_ids(self, body: Mapping[str, Any]) -> list[int]:
         tokens = await self._token_list({"model": self.name, **body})
         if tokens is None:
-            raise RequestRejected(f"{self.url} does not tokenize chats", "see docs/servers.md", 501)
+            raise RequestRejected(f"{self.url} does not tokenize chats", SERVERS_PAGE, 501)
         return tokens
 
     async def _token_list(self, body: Mapping[str, Any]) -> list[Any] | None:
