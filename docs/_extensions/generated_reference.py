@@ -6,6 +6,8 @@ A placeholder is a fence with the name of a part in braces:
     ```
     ```{options} RankingOptions
     ```
+    ```{modules} strategies
+    ```
     ```{http-api}
     ```
 """
@@ -16,10 +18,11 @@ import re
 
 from command_reference import render_command
 from http_reference import render_http_api
+from module_reference import render_modules
 from option_reference import render_options
 from sphinx.application import Sphinx
 
-PLACEHOLDER = re.compile(r"^```\{(command|options|http-api)\}(.*)\n```$", re.MULTILINE)
+PLACEHOLDER = re.compile(r"^```\{(command|options|modules|http-api)\}(.*)\n```$", re.MULTILINE)
 
 
 def expand(text: str) -> str:
@@ -28,11 +31,10 @@ def expand(text: str) -> str:
 
 
 def render_part(name: str, argument: str) -> str:
-    if name == "command":
-        return "\n".join(render_command(argument))
-    if name == "options":
-        return "\n".join(render_options(argument))
-    return "\n".join(render_http_api())
+    """Return a part of the reference in Markdown."""
+    renderers = {"command": render_command, "options": render_options, "modules": render_modules}
+    lines = renderers[name](argument) if name in renderers else render_http_api()
+    return "\n".join(lines)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
