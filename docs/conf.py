@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "Rank-K"
 release = version = __version__
-copyright = "the authors of Rank-K, Apache-2.0"
+copyright = "the contributors to Rank-K"
 
 extensions = [
     "myst_parser",
@@ -25,6 +25,7 @@ extensions = [
 ]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build", "_extensions"]
+smartquotes = False  # it turns the two dashes of flags into one
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:class", r"(collections|datetime|pathlib|random)\..*"),  # the standard library has no inventory offline
@@ -42,6 +43,7 @@ default_role = "code"  # docstrings mark names with single backticks, as Markdow
 
 html_theme = "furo"
 html_title = f"Rank-K {version}"
+html_favicon = "_static/favicon.svg"
 html_static_path = ["_static"]
 html_css_files = ["rank-k.css"]
 html_copy_source = False

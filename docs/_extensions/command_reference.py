@@ -15,6 +15,7 @@ from rank_k.cli import VERBS, add_verb
 
 PAGE = re.compile(r"docs/([\w/-]+)\.md")
 MARKUP = re.compile(r"([\\`*_<>\[\]{}~|])")
+CODE = re.compile(r"(`[^`]+`)")
 EXAMPLE_PREFIX = "example: "
 
 
@@ -45,7 +46,7 @@ def render_command(command: str) -> Iterator[str]:
     yield from ("```text", format_usage(parser), "```", "")
     example = (parser.epilog or "").removeprefix(EXAMPLE_PREFIX)
     if example:
-        yield from ("Example:", "", "```bash", example, "```", "")
+        yield from ("Example:", "", "```bash", *wrap_command(example), "```", "")
     yield from (f":::{{program}} {parser.prog}", ":::", "")
     for group in parser._action_groups:
         actions = [action for action in group._group_actions if action.help is not argparse.SUPPRESS]
@@ -62,6 +63,18 @@ def format_usage(parser: argparse.ArgumentParser) -> str:
     formatter = argparse.HelpFormatter(parser.prog, width=90)
     formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups, prefix="")
     return formatter.format_help().rstrip()
+
+
+def wrap_command(command: str) -> list[str]:
+    """Return a command as lines of a moderate length, which begin with an option."""
+    lines = [""]
+    for part in re.split(r" (?=--)", command):
+        if lines[-1] and len(lines[-1]) + len(part) > 85:
+            lines[-1] += " \\"
+            lines.append(f"   {part}")
+        else:
+            lines[-1] += f" {part}" if lines[-1] else part
+    return lines
 
 
 def group_title(title: str | None) -> str:
@@ -81,5 +94,7 @@ def render_argument(parser: argparse.ArgumentParser, action: argparse.Action) ->
 
 
 def escape(text: str) -> str:
-    """Return `text` as Markdown; a page of the documentation that it names becomes a link."""
-    return PAGE.sub(r"[\1](/\1.md)", MARKUP.sub(r"\\\1", text))
+    """Return `text` as Markdown, with code in backticks. The name of a documentation page becomes a link to it."""
+    parts = CODE.split(text)
+    parts[::2] = [PAGE.sub(r"[](/\1.md)", MARKUP.sub(r"\\\1", part)) for part in parts[::2]]
+    return "".join(parts)

@@ -15,6 +15,6 @@ def render_options(group: str) -> Iterator[str]:
     yield "|---|---|---|---|"
     for name, option in options.options_of(getattr(options, group)).items():
         default = option.default_text or ("none" if option.default in (None, "") else str(option.default))
-        expected = "" if option.kind is options.ANY else option.kind.expected
+        expected = "text" if option.kind is options.ANY else option.kind.expected
         cells = (f"`{name}`", escape(expected), escape(default), escape(option.help))
         yield f"| {' | '.join(cells)} |"
