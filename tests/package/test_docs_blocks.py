@@ -15,13 +15,14 @@ import pytest
 
 from rank_k.cli import main
 from tests.conftest import StartLoopback
-from tests.support.doc_blocks import Block, PageRunner, logical_lines, pages, rank_k_arguments, read_blocks
+from tests.support.doc_blocks import Block, PageRunner, pages, rank_k_arguments, read_blocks, shell_lines
 from tests.support.embedded import USER_CACHE
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
 PAGES = pages(["README.md", "CONTRIBUTING.md", "docs"])
-RUN_LANGUAGES = ("bash", "python")
+SHELL_LANGUAGES = ("bash", "console")
+RUN_LANGUAGES = (*SHELL_LANGUAGES, "python")
 OTHER_LANGUAGES = ("json", "jsonl", "text", "toml", "yaml")
 """Data and output. Files that a page tells the reader to write are rows of `SAVED_BLOCKS`."""
 
@@ -41,6 +42,7 @@ NOT_RUN = (
     NotRun(ANY_PAGE, r"make ", "the targets of make are what continuous integration runs"),
     NotRun(ANY_PAGE, r"vllm ", "needs a GPU"),
     NotRun(ANY_PAGE, r"docker ", "needs a container engine; tests/package/test_container.py runs the steps"),
+    NotRun("docs/how-to/containers.md", r"curl ", "the container does not run"),
     NotRun(ANY_PAGE, r"python -m benchmarks\.", "takes minutes to hours"),
     NotRun(ANY_PAGE, r"(\.venv/bin/)?rank-k demo", "tests/models/test_embedded.py runs the demo"),
     NotRun(ANY_PAGE, r"rank-k fetch", "downloads weights"),
@@ -92,7 +94,10 @@ topic{number}
 </top>
 """
 
-PREPARED = {"docs/start.md": Page(needs_weights=True)}
+PREPARED = {
+    "docs/how-to/embedded.md": Page(needs_weights=True),
+    "docs/start.md": Page(needs_weights=True),
+}
 
 
 @pytest.fixture(scope="module")
@@ -165,14 +170,14 @@ def test_blocks_run_as_printed(page: str, runner: PageRunner, monkeypatch: pytes
         for language, file in prepared.saved:
             if block.language == language:
                 (runner.folder / file).write_text(block.text, encoding="utf-8")
-        if block.language == "bash":
+        if block.language in SHELL_LANGUAGES:
             run_shell_block(runner, block)
         elif block.language == "python" and block.imports.isdisjoint(RUN_ELSEWHERE):
             runner.run_python(block)
 
 
 def run_shell_block(runner: PageRunner, block: Block) -> None:
-    lines = logical_lines(block.text)
+    lines = shell_lines(block)
     skipped = [line for line in lines if find_exception(block.page, line) is not None]
     for line in skipped:
         if (arguments := rank_k_arguments(line)) is not None:
@@ -205,8 +210,8 @@ def test_every_exception_is_needed() -> None:
         (page, line)
         for page in PAGES
         for block in read_blocks(page)
-        if block.language == "bash"
-        for line in logical_lines(block.text)
+        if block.language in SHELL_LANGUAGES
+        for line in shell_lines(block)
     ]
     used = {find_exception(page, line) for page, line in lines}
     assert [row for row in NOT_RUN if row not in used] == []

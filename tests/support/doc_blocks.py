@@ -85,6 +85,14 @@ def logical_lines(text: str) -> list[str]:
     return lines
 
 
+def shell_lines(block: Block) -> list[str]:
+    """Return the logical lines of a shell block; of a session ("console"), the commands, which follow a prompt."""
+    lines = logical_lines(block.text)
+    if block.language == "console":
+        return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    return lines
+
+
 def rank_k_arguments(line: str) -> list[str] | None:
     """Return the arguments of a logical line that is a `rank-k` command, else None."""
     match = COMMAND.match(line.strip())
