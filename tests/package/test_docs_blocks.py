@@ -18,7 +18,12 @@ from tests.conftest import StartLoopback
 from tests.support.doc_blocks import Block, PageRunner, pages, rank_k_arguments, read_blocks, shell_lines
 from tests.support.embedded import USER_CACHE
 
-pytestmark = [pytest.mark.slow, pytest.mark.integration]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.integration,
+    # A short example may leave a reranker open. Its connections are closed when it is collected.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 PAGES = pages(["README.md", "CONTRIBUTING.md", "docs"])
 SHELL_LANGUAGES = ("bash", "console")
@@ -40,10 +45,8 @@ NOT_RUN = (
     NotRun(ANY_PAGE, r"(sudo )?apt-get ", "changes the machine"),
     NotRun(ANY_PAGE, r"(python3? -m )?pip install|python3? -m venv|\. \.venv/bin/activate", "installs packages"),
     NotRun(ANY_PAGE, r"make ", "the targets of make are what continuous integration runs"),
-    NotRun(ANY_PAGE, r"vllm ", "needs a GPU"),
     NotRun(ANY_PAGE, r"docker ", "needs a container engine; tests/package/test_container.py runs the steps"),
     NotRun("docs/how-to/containers.md", r"curl ", "the container does not run"),
-    NotRun(ANY_PAGE, r"python -m benchmarks\.", "takes minutes to hours"),
     NotRun(ANY_PAGE, r"(\.venv/bin/)?rank-k demo", "tests/models/test_embedded.py runs the demo"),
     NotRun(ANY_PAGE, r"rank-k fetch", "downloads weights"),
 )

@@ -7,6 +7,7 @@ model's server that they name is replaced by a fake one, and a server that a blo
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import os
 import re
@@ -154,7 +155,7 @@ class PageRunner:
             asyncio.run(result)
 
     def _start_server(self, block: Block, text: str) -> None:
-        self.close()
+        self._stop_servers()
         process = subprocess.Popen(
             ["bash", "-euo", "pipefail", "-c", text],
             cwd=self.folder,
@@ -176,7 +177,12 @@ class PageRunner:
         raise AssertionError(f"{block}: the server did not start\n{text}\n{''.join(output)}")
 
     def close(self) -> None:
-        """Stop the servers that blocks have started."""
+        """Stop the servers that blocks have started, and free what Python blocks have left open."""
+        self.namespace.clear()
+        gc.collect()
+        self._stop_servers()
+
+    def _stop_servers(self) -> None:
         for process in self.servers:
             os.killpg(process.pid, signal.SIGTERM)
             process.communicate(timeout=PATIENCE)
