@@ -29,7 +29,7 @@ smartquotes = False  # it turns the two dashes of flags into one
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:class", r"(collections|datetime|pathlib|random)\..*"),  # the standard library has no inventory offline
-    ("py:class", r"Path|RetryPolicy|build\.ModelSource|(Reranker|Query)Arguments"),  # imported for type checkers only
+    ("py:class", r"Path|RetryPolicy|build\.ModelSource|(Reranker|Query)Arguments|ArrayLike|Floats"),  # not documented
     ("py:class", r"\w+\[.*"),  # generic types in string annotations, which Sphinx splits at commas
 ]
 
@@ -37,6 +37,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 python_use_unqualified_type_names = True
 default_role = "code"  # docstrings mark names with single backticks, as Markdown does
@@ -57,6 +58,7 @@ llms_txt_suppress_unknown_node_warnings = ["abbreviation"]  # the mark of keywor
 
 def setup(app: Sphinx) -> None:
     app.connect("doctree-resolved", _mark_links_within_page)
+    app.connect("autodoc-process-signature", _hide_unreadable_signature)
 
 
 def _mark_links_within_page(app: Sphinx, doctree: nodes.document, page: str) -> None:
@@ -64,3 +66,11 @@ def _mark_links_within_page(app: Sphinx, doctree: nodes.document, page: str) -> 
     for reference in doctree.findall(nodes.reference):
         if "refid" in reference:
             reference["internal"] = True
+
+
+def _hide_unreadable_signature(
+    app: Sphinx, what: str, name: str, obj: object, options: object, signature: str | None, returns: str | None
+) -> tuple[str, str | None] | None:
+    """Hide signatures that say nothing: of protocols, and of dataclasses with a default factory, whose fields follow."""
+    is_unreadable = signature == "(*args, **kwargs)" or "<factory>" in (signature or "")
+    return ("", returns) if is_unreadable else None

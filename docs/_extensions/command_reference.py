@@ -78,7 +78,11 @@ def wrap_command(command: str) -> list[str]:
 
 
 def group_title(title: str | None) -> str:
-    return (title or "options").capitalize() if (title or "").islower() else title or "Options"
+    """Return the heading for a group of arguments."""
+    if title == "positional arguments":
+        return "Arguments"
+    text = title or "options"
+    return text[:1].upper() + text[1:]
 
 
 def render_argument(parser: argparse.ArgumentParser, action: argparse.Action) -> Iterator[str]:
