@@ -71,6 +71,6 @@ def _mark_links_within_page(app: Sphinx, doctree: nodes.document, page: str) -> 
 def _hide_unreadable_signature(
     app: Sphinx, what: str, name: str, obj: object, options: object, signature: str | None, returns: str | None
 ) -> tuple[str, str | None] | None:
-    """Hide signatures that say nothing: of protocols, and of dataclasses with a default factory, whose fields follow."""
+    """Hide the signatures of protocols, and of dataclasses with a default factory, which Sphinx cannot parse."""
     is_unreadable = signature == "(*args, **kwargs)" or "<factory>" in (signature or "")
     return ("", returns) if is_unreadable else None
