@@ -29,7 +29,7 @@ PAGES = pages(["README.md", "CONTRIBUTING.md", "docs"])
 SHELL_LANGUAGES = ("bash", "console")
 RUN_LANGUAGES = (*SHELL_LANGUAGES, "python")
 OTHER_LANGUAGES = ("json", "jsonl", "text", "toml", "yaml")
-"""Data and output. Files that a page tells the reader to write are rows of `SAVED_BLOCKS`."""
+"""Data and output, which do not run."""
 
 
 class NotRun(NamedTuple):
@@ -63,18 +63,7 @@ RUN_ELSEWHERE = {
     "mteb": "tests/integrations/test_integrations.py",
     "pyterrier": "tests/integrations/test_integrations.py",
 }
-"""Modules of other projects. Tests with environments of their own run the Python blocks that import them."""
-
-
-class Page(NamedTuple):
-    """What the test prepares for a page.
-
-    `needs_weights`: its commands use the embedded model. `saved`: pairs of a language and a file, for blocks that the
-    page tells the reader to save.
-    """
-
-    needs_weights: bool = False
-    saved: tuple[tuple[str, str], ...] = ()
+"""Modules of other projects, and the test that runs the Python blocks that import them in a separate environment."""
 
 
 PREFERENCE = {
@@ -97,10 +86,8 @@ topic{number}
 </top>
 """
 
-PREPARED = {
-    "docs/how-to/embedded.md": Page(needs_weights=True),
-    "docs/start.md": Page(needs_weights=True),
-}
+NEEDS_WEIGHTS = ("docs/how-to/embedded.md", "docs/start.md")
+"""Pages whose commands use the embedded model."""
 
 
 @pytest.fixture(scope="module")
@@ -162,17 +149,12 @@ def find_exception(page: str, line: str) -> NotRun | None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_run_as_printed(page: str, runner: PageRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared = PREPARED.get(page, Page())
-    blocks = read_blocks(page)
-    if prepared.needs_weights and USER_CACHE is None:
+    if page in NEEDS_WEIGHTS and USER_CACHE is None:
         pytest.skip("the embedded weights are not here: rank-k fetch")
     monkeypatch.chdir(runner.folder)
     for name, value in runner.env.items():
         monkeypatch.setenv(name, value)
-    for block in blocks:
-        for language, file in prepared.saved:
-            if block.language == language:
-                (runner.folder / file).write_text(block.text, encoding="utf-8")
+    for block in read_blocks(page):
         if block.language in SHELL_LANGUAGES:
             run_shell_block(runner, block)
         elif block.language == "python" and block.imports.isdisjoint(RUN_ELSEWHERE):
@@ -218,7 +200,7 @@ def test_every_exception_is_needed() -> None:
     ]
     used = {find_exception(page, line) for page, line in lines}
     assert [row for row in NOT_RUN if row not in used] == []
-    assert [page for page in PREPARED if page not in PAGES] == []
+    assert [page for page in NEEDS_WEIGHTS if page not in PAGES] == []
 
 
 def test_blocks_that_fail_are_reported(runner: PageRunner) -> None:

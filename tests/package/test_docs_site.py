@@ -96,12 +96,12 @@ def test_llms_txt_links_every_page(site: Path) -> None:
 
 
 def test_pages_load_nothing_external(site: Path) -> None:
-    found = {
+    external = {
         (path.relative_to(site).as_posix(), match[0])
         for path in site.rglob("*.html")
         for match in EXTERNAL_SOURCE.finditer(path.read_text(encoding="utf-8"))
     }
-    assert found == set()
+    assert external == set()
     styles = [path for path in site.rglob("*.css") if re.search(r"url\([\"']?(?:https?:)?//", path.read_text("utf-8"))]
     assert styles == []
 

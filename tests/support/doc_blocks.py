@@ -30,7 +30,7 @@ from tests.support.waiting import LONG_PATIENCE, PATIENCE
 MODEL_SERVER = "http://localhost:8000/v1"
 """The model's server, as the documentation names it."""
 
-OWN_SERVER = re.compile(r"(?:127\.0\.0\.1|localhost):878[78]")
+SERVICE_ADDRESS = re.compile(r"(?:127\.0\.0\.1|localhost):878[78]")
 """The addresses of `rank-k serve` and `rank-k mcp --http`."""
 
 SERVER_COMMAND = re.compile(r"^[^#\n]*\brank-k (?:serve\b|mcp\b.*--http)", re.MULTILINE | re.DOTALL)
@@ -109,7 +109,7 @@ class PageRunner:
     env: Mapping[str, str]
     namespace: dict[str, Any] = field(default_factory=lambda: {"__name__": "__main__"})
     servers: list[subprocess.Popen[str]] = field(default_factory=list)
-    own_address: str = ""
+    service_address: str = ""
 
     def __post_init__(self) -> None:
         script = RANK_K_SCRIPT.format(source=ROOT / "src", python=sys.executable)
@@ -126,7 +126,7 @@ class PageRunner:
     def replace_addresses(self, text: str) -> str:
         """Return `text` with the addresses of servers that run."""
         text = text.replace(MODEL_SERVER, self.model_url)
-        return OWN_SERVER.sub(self.own_address, text) if self.own_address else text
+        return SERVICE_ADDRESS.sub(self.service_address, text) if self.service_address else text
 
     def run_shell(self, block: Block, text: str) -> None:
         """Run a shell block, or start the server that it starts."""
@@ -172,7 +172,7 @@ class PageRunner:
         for line in process.stdout:
             output.append(line)
             if match := re.search(r" at http://([^/\s]+)", line):
-                self.own_address = match[1]
+                self.service_address = match[1]
                 return
         raise AssertionError(f"{block}: the server did not start\n{text}\n{''.join(output)}")
 
