@@ -15,6 +15,7 @@ import pytest
 
 from rank_k.cli import main
 from tests.conftest import StartLoopback
+from tests.paths import ROOT
 from tests.support.doc_blocks import Block, PageRunner, pages, rank_k_arguments, read_blocks, shell_lines
 from tests.support.embedded import USER_CACHE
 
@@ -201,6 +202,9 @@ def test_every_exception_is_needed() -> None:
     used = {find_exception(page, line) for page, line in lines}
     assert [row for row in NOT_RUN if row not in used] == []
     assert [page for page in NEEDS_WEIGHTS if page not in PAGES] == []
+    imports = {name for page in PAGES for block in read_blocks(page) for name in block.imports}
+    assert [module for module in RUN_ELSEWHERE if module not in imports] == []
+    assert [test for test in RUN_ELSEWHERE.values() if not (ROOT / test).is_file()] == []
 
 
 def test_blocks_that_fail_are_reported(runner: PageRunner) -> None:
