@@ -10,13 +10,14 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile
 SLOW   := slow or training or live
 
-.PHONY: help demo test-fast test test-slow lint golden count call-path bench clean
+.PHONY: help demo test-fast test test-slow lint docs golden count call-path bench clean
 help:
 	@echo "make demo       rerank real text with the embedded model"
 	@echo "make test       the tests (up to 8 minutes on 2 cores)"
 	@echo "make test-fast  the quickest of them, for the inner loop (up to 1 minute)"
 	@echo "make test-slow  the tests that make test leaves out: training, whole runs, other frameworks"
 	@echo "make lint       ruff and mypy"
+	@echo "make docs       the documentation site in docs/_build, with llms.txt"
 	@echo "make golden     record request bodies, rankings and tables again (see tests/golden)"
 	@echo "make count      statements and files per package, and the largest files"
 	@echo "make call-path  the classes between the command and the HTTP request"
@@ -57,6 +58,10 @@ lint: $(BIN)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# Warnings are errors, so a link to a page or section that does not exist fails.
+docs: $(BIN)/.dev
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build
+
 golden: $(BIN)/.dev
 	$(BIN)/python -m tests.golden.record
 
@@ -70,4 +75,4 @@ bench: $(BIN)/.dev
 	$(BIN)/python -m benchmarks.run
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist docs/_build

@@ -1,4 +1,4 @@
-"""The errors that Rank-K raises.
+"""The errors that Rank-K raises::
 
     RankKError                  says what is wrong and, in `remedy`, what to do
     ├── InputError              the user's data, options or environment need a change (exit status 2)
@@ -98,7 +98,7 @@ class RequestRejected(ModelError):
 
     @property
     def is_about_fields(self) -> bool:
-        """Whether the server may accept the request with other fields: it rejects neither the key nor the prompt."""
+        """Whether the server may accept the request with other fields, because neither key nor prompt is rejected."""
         return self.status not in (401, 403) and not isinstance(self, PromptFiltered)
 
 

@@ -113,7 +113,7 @@ class ModelOptions:
         metavar="URL",
     )
     api_key: str | None = option(None, "key of the server", repr=False)
-    server_type: str = option("auto", "type of the server, see docs/servers.md", metavar="NAME")
+    server_type: str = option("auto", "type of the server, see docs/reference/servers.md", metavar="NAME")
     revision: str = option("", "revision of the model, to distinguish weights that have the same name", metavar="TEXT")
     context_length: int | None = option(
         None, "context length of the model, if the server does not report it", whole_number(1), metavar="TOKENS"

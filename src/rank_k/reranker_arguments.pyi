@@ -17,7 +17,7 @@ class RerankerArguments(TypedDict, total=False):
     api_key: str | None
     """key of the server."""
     server_type: str | None
-    """type of the server, see docs/servers.md (default: auto)."""
+    """type of the server, see docs/reference/servers.md (default: auto)."""
     revision: str | None
     """revision of the model, to distinguish weights that have the same name."""
     context_length: int | None

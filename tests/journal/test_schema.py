@@ -320,8 +320,8 @@ def test_failed_migration_changes_nothing(path: Path, monkeypatch: pytest.Monkey
 
 
 def documented_columns() -> dict[str, list[tuple[str, str]]]:
-    """Return the (column, type) pairs of each table in docs/journal-schema.md."""
-    page = (ROOT / "docs" / "journal-schema.md").read_text(encoding="utf-8")
+    """Return the (column, type) pairs of each table in docs/reference/journal-schema.md."""
+    page = (ROOT / "docs" / "reference" / "journal-schema.md").read_text(encoding="utf-8")
     sections = re.split(r"^## `(\w+)`: .+$", page, flags=re.MULTILINE)[1:]
     row = re.compile(r"^\| `(\w+)` \| ([A-Z ]+?) \| [^|]*\| [^|]+ \|$", re.MULTILINE)
     return {table: row.findall(text) for table, text in zip(sections[::2], sections[1::2], strict=True)}

@@ -4,7 +4,7 @@
     calls   calls and their keys
     runs    runs, queries, windows, rounds, rankings and candidate sets
 
-`docs/journal-schema.md` describes every table and column.
+`docs/reference/journal-schema.md` describes every table and column.
 """
 
 from __future__ import annotations

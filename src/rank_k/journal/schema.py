@@ -1,6 +1,6 @@
 """The tables and migrations of the journal. This module opens and checks files.
 
-`docs/journal-schema.md` describes every table and column. A test compares it with the tables below.
+`docs/reference/journal-schema.md` describes every table and column. A test compares it with the tables below.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from rank_k.errors import (
 from rank_k.models import server_types
 from rank_k.models.base import Capabilities
 from rank_k.models.forced_text import Token, parse_tokens, token_log_probabilities
-from rank_k.models.http_errors import error_for_status, error_message, retry_after_seconds
+from rank_k.models.http_errors import SERVERS_PAGE, error_for_status, error_message, retry_after_seconds
 from rank_k.models.server_types import SERVER_TYPES
 from rank_k.models.sse import ResponseEvent, join_events, parse_event, parse_payload
 from rank_k.types import OnChunk, Request, Response
@@ -174,7 +174,7 @@ class HttpModel:
                     raise
                 if form in self._prefill_forms:
                     self._prefill_forms.remove(form)
-        raise RequestRejected(f"{self.url} cannot continue a given beginning (prefill)", "see docs/servers.md")
+        raise RequestRejected(f"{self.url} cannot continue a given beginning (prefill)", SERVERS_PAGE)
 
     async def _chat_completion(self, request: Request, on_chunk: OnChunk | None) -> Response:
         body = server_types.request_body(self.server_type, self.name, request)
@@ -210,7 +210,7 @@ class HttpModel:
         if self.server_type.scores_given_text:
             tokens = parse_tokens(await self._token_list({"content": text, "with_pieces": True}))
         if tokens is None:
-            raise RequestRejected(f"{self.url} cannot score a given text", "see docs/servers.md", 501)
+            raise RequestRejected(f"{self.url} cannot score a given text", SERVERS_PAGE, 501)
         return tokens
 
     async def _render_prompt(self, request: Request) -> str | list[int]:
@@ -220,7 +220,7 @@ class HttpModel:
             payload = await self._post_json("/apply-template", {"messages": messages})
             prompt = payload.get("prompt") if isinstance(payload, Mapping) else None
             if not isinstance(prompt, str):
-                raise RequestRejected(f"{self.url} does not render chat templates", "see docs/servers.md", 501)
+                raise RequestRejected(f"{self.url} does not render chat templates", SERVERS_PAGE, 501)
             return server_types.join_prefill(prompt, prefill)
         # vLLM renders into token ids, which its completions accept as a prompt.
         prompt_ids = await self._token_ids({"messages": messages, "add_generation_prompt": True})
@@ -248,7 +248,7 @@ class HttpModel:
     async def _token_ids(self, body: Mapping[str, Any]) -> list[int]:
         tokens = await self._token_list({"model": self.name, **body})
         if tokens is None:
-            raise RequestRejected(f"{self.url} does not tokenize chats", "see docs/servers.md", 501)
+            raise RequestRejected(f"{self.url} does not tokenize chats", SERVERS_PAGE, 501)
         return tokens
 
     async def _token_list(self, body: Mapping[str, Any]) -> list[Any] | None:

@@ -10,6 +10,9 @@ from typing import Any
 
 from rank_k.errors import ContextOverflow, ModelError, PromptFiltered, RequestRejected, ServerError, ServerOverloaded
 
+SERVERS_PAGE = "see docs/reference/servers.md"
+"""What to do if a server does not support a request."""
+
 _CONTEXT_WORDS = re.compile(
     r"context.{0,40}(?:length|size|window|exceed)|exceed.{0,60}context|maximum.{0,40}tokens|too many tokens"
     r"|prompt is too long|longer than the (?:maximum )?model|input is too long",
@@ -57,7 +60,7 @@ def error_for_status(status: int, message: str, url: str, model: str, retry_afte
             "check --model, and that --server ends in /v1",
             status,
         )
-    return RequestRejected(f"{url} refused the request ({status}){detail}", "see docs/servers.md", status)
+    return RequestRejected(f"{url} refused the request ({status}){detail}", SERVERS_PAGE, status)
 
 
 def error_from_event(error: Any) -> ModelError:

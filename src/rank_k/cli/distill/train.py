@@ -88,7 +88,8 @@ class ProgressPrinter:
     def __call__(self, record: Mapping[str, Any]) -> None:
         if record.get("bf16_requested") and not record["bf16"]:
             print(
-                "training in float32, because this machine is slow in bfloat16, which the recipe requests", file=sys.stderr
+                "training in float32, because this machine is slow in bfloat16, which the recipe requests",
+                file=sys.stderr,
             )
         if "steps" in record:
             self._steps, self._first_step = record["steps"], record["step"]
