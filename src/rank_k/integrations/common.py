@@ -6,9 +6,7 @@ respond, an error is raised. Single windows that kept their input order are logg
 
 from __future__ import annotations
 
-import atexit
 import logging
-import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,15 +38,7 @@ def resolve_reranker(source: RerankerSource, options: Mapping[str, Any]) -> Rera
         if options:
             raise InputError(f"options for an existing reranker: {', '.join(options)}", "pass them to Reranker(...)")
         return source
-    reranker = Reranker(source, **options) if source is not None else Reranker(**options)
-    atexit.register(_close, weakref.ref(reranker))  # frameworks do not close their components
-    return reranker
-
-
-def _close(reference: weakref.ref[Reranker]) -> None:
-    reranker = reference()
-    if reranker is not None:
-        reranker.close()
+    return Reranker(source, **options) if source is not None else Reranker(**options)
 
 
 def rank_texts(
@@ -66,14 +56,14 @@ def rank_texts(
         InputError: If `top` is below 1.
         ModelError: If the model could not be reached for any window.
     """
-    with _checked_windows(top) as on_result:
-        return reranker.rank(query, texts, on_result=on_result)[:top] if texts else ()
+    with _checked_windows() as on_result:
+        return reranker.rank(query, texts, top_n=top, on_result=on_result) if texts else ()
 
 
 async def arank_texts(reranker: Reranker, query: str, texts: Sequence[str], top: int | None = None) -> Sequence[Hit]:
     """`rank_texts` for async code. It does not block the event loop, and cancelling it cancels the calls in flight."""
-    with _checked_windows(top) as on_result:
-        return (await reranker.arank(query, texts, on_result=on_result))[:top] if texts else ()
+    with _checked_windows() as on_result:
+        return await reranker.arank(query, texts, top_n=top, on_result=on_result) if texts else ()
 
 
 def rerank(
@@ -106,13 +96,11 @@ def rerank(
 
 
 @contextmanager
-def _checked_windows(top: int | None = None) -> Iterator[Callable[..., None]]:
+def _checked_windows() -> Iterator[Callable[..., None]]:
     """Yield an `on_result` hook that counts windows. Afterwards, raise or log failures as the module describes.
 
-    The hook is called in another thread. The counts are read after the ranking. `top` is checked too.
+    The hook is called in another thread. The counts are read after the ranking.
     """
-    if top is not None and top < 1:
-        raise InputError(f"the number of documents must be at least 1 (got {top})", "use None for all documents")
     counts: Counter[str] = Counter()
     last_error: list[ModelError] = []
 
