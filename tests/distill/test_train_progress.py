@@ -23,7 +23,7 @@ def step(number: int, seconds: float) -> dict[str, Any]:
 
 
 def test_progress_has_loss_speed_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
-    records = [{"step": 0, "seconds": 10.0, "steps": 80}, step(1, 29.0), step(2, 48.0)]
+    records: list[dict[str, Any]] = [{"step": 0, "seconds": 10.0, "steps": 80}, step(1, 29.0), step(2, 48.0)]
     assert printed_lines(capsys, records) == [
         "training: 80 steps",
         "step 1/80, loss 2.5000, 19.0 s/step, 25 min 01 s left",
@@ -50,7 +50,10 @@ def test_progress_respects_the_time_limit(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_progress_announces_float32_and_held_out_measures(capsys: pytest.CaptureFixture[str]) -> None:
-    records = [{"bf16": False, "bf16_requested": True}, {"step": 5, "seconds": 9.0, "heldout": {"auc": 0.5, "rows": 4}}]
+    records: list[dict[str, Any]] = [
+        {"bf16": False, "bf16_requested": True},
+        {"step": 5, "seconds": 9.0, "heldout": {"auc": 0.5, "rows": 4}},
+    ]
     assert printed_lines(capsys, records) == [
         "training in float32: this machine is slow in bfloat16, which the recipe requests",
         "step 5, held-out rows: auc 0.500",

@@ -44,6 +44,10 @@ VERBS = {
         "rank-k rerank --run bm25.trec --queries queries.jsonl --documents corpus.jsonl.gz --output reranked.trec"
         " --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B",
     ),
+    "merge": Command(
+        "merge the outputs of rank-k rerank --shard into one run and one journal",
+        "rank-k merge reranked.trec reranked.1of2.trec reranked.2of2.trec",
+    ),
     "simulate": Command(
         "estimate quality, calls and cost of strategies with a simulated model",
         "rank-k simulate --run bm25.trec --qrels qrels.trec --noise strong --call-seconds 20+2.5w --concurrency 16,64",

@@ -14,9 +14,7 @@ from rank_k.errors import InputError
 
 def add_collection_options(parser: argparse.ArgumentParser) -> None:
     """Add --dataset, --queries and --documents."""
-    group = parser.add_argument_group(
-        "collection", "files may be compressed (.gz, .zst); see docs/how-to/collections.md"
-    )
+    group = parser.add_argument_group("collection", "files may be compressed; see docs/how-to/collections.md")
     add_flags(group, "--dataset", "--queries", "--documents")
 
 

@@ -6,11 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from rank_k.cli.output_files import check_outputs
+from rank_k.cli.file_checks import check_outputs
 from rank_k.errors import InputError
 from rank_k.scale.merge import merge_shards
-
-EXAMPLE = "rank-k merge reranked.trec reranked.1of2.trec reranked.2of2.trec"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         description = f"{service.model or 'the model'} ({service.method})"
         if view_only:
             description = ", ".join(map(str, files_to_show))
+        description += ": web page" if view_only else ": web page and API"
         serve_app(args, service, make_app(service, access, route_groups), access.host, description)
     print("rank-k serve: stopped", file=sys.stderr)
     return 0
@@ -128,7 +129,8 @@ def _report_routes(args: argparse.Namespace) -> RouteGroup | None:
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
     arguments = parser.parse_args(command[2:], argparse.Namespace(command_line=shlex.join(command)))
-    links = [(path, title, path == "/compare") for path, title in PAGES.items()]
+    pages = {path: title for path, title in PAGES.items() if path != "/judge" or args.preferences_file is not None}
+    links = [(path, title, path == "/compare") for path, title in pages.items()]
     return report_routes(lambda: evaluate.report_page(arguments, links))
 
 

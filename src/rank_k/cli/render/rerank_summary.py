@@ -82,7 +82,8 @@ def lines(
     output = [
         f"{count_noun(stats.queries, noun)}, {count_noun(stats.rounds, 'round')}, {calls}, {format_seconds(seconds)}",
         f"tokens: {prefix}{usage.prompt_tokens:,} in ({usage.cached_tokens:,} cached),"
-        f" {prefix}{usage.completion_tokens:,} out, including {reasoning_prefix}{usage.reasoning_tokens:,} of reasoning",
+        f" {prefix}{usage.completion_tokens:,} out,"
+        f" including {reasoning_prefix}{usage.reasoning_tokens:,} of reasoning",
     ]
     if method == "likelihood":
         output.insert(0, LIKELIHOOD_NOTE)
