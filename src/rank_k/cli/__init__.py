@@ -14,8 +14,10 @@ import importlib
 import io
 import os
 import shlex
+import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,13 +134,25 @@ def _run_verb(args: argparse.Namespace) -> int:
 
 @contextmanager
 def resumable(journal: Path) -> Iterator[None]:
-    """Say how to resume if Ctrl-C interrupts the work in this context, whose calls are stored in `journal`."""
+    """Say how to resume if the work in this context, whose calls are stored in `journal`, is interrupted.
+
+    Ctrl-C interrupts it, and so do SIGTERM and SIGUSR1, which job schedulers send before they end a job.
+    """
+    names = ("SIGTERM", "SIGUSR1") if threading.current_thread() is threading.main_thread() else ()
+    previous = {number: signal.signal(number, _interrupt) for name in names if (number := getattr(signal, name, None))}
     try:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"stopped; every finished call is in {journal}: run the same command again to resume"
         ) from None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _print_user_error(args: argparse.Namespace, message: str) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rank_k.journal import Journal, WindowRecord
 from rank_k.simulation.noise_file import noise_to_json
 from rank_k.simulation.noise_fit import fit_noise
 from rank_k.simulation.observations import observations_of
+from rank_k.types import Usage
 
 FIT_NOISE = "fit-noise"
 
@@ -32,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " the errors of the model (see docs/how-to/simulate.md)",
     )
     parser.add_argument("journal", type=Path, metavar="FILE", help="journal to read")
+    parser.add_argument(
+        "other_journals",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="further journals, such as those of shards (cost)",
+    )
     parser.add_argument("--query", metavar="ID", help="use only this query")
     parser.add_argument(
         "--run", metavar="NAME", help="use this run of the journal (default: the last one; all runs for cost)"
@@ -59,8 +67,10 @@ def run(args: argparse.Namespace) -> int:
                 f"there is no run {args.run} in {args.journal}", f"its runs are {', '.join(names) or 'none'}"
             )
         if args.what == "cost":
-            print_tables([_cost_table(journal, args)])
+            print_tables([_cost_table(args, _cost_totals(journal, args))])
             return 0
+        if args.other_journals:
+            raise InputError(f"{args.what} reads one journal (got {1 + len(args.other_journals)})", "name one journal")
         records = journal.windows(args.run, args.query)
         if args.query is not None:
             if (first := next(records, None)) is None:
@@ -80,15 +90,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _cost_table(journal: Journal, args: argparse.Namespace) -> Table:
-    """Return a row for each model and purpose, with its cost if prices are given."""
-    totals = journal.usage_totals(args.run, args.query)
+def _cost_totals(first: Journal, args: argparse.Namespace) -> dict[tuple[str, str], tuple[int, Usage, float]]:
+    """Return calls, usage and seconds by model and purpose, summed over all journals."""
+    totals: dict[tuple[str, str], tuple[int, Usage, float]] = {}
+    with ExitStack() as stack:
+        others = [stack.enter_context(closing(Journal(path, read_only=True))) for path in args.other_journals]
+        for journal in (first, *others):
+            for model, purpose, calls, usage, seconds in journal.usage_totals(args.run, args.query):
+                old_calls, old_usage, old_seconds = totals.get((model, purpose), (0, Usage(), 0.0))
+                totals[model, purpose] = (old_calls + calls, old_usage + usage, old_seconds + seconds)
     if args.query is not None and not totals:
         raise InputError(f"{args.journal} has no call for query {args.query}", "check --query")
+    return totals
+
+
+def _cost_table(args: argparse.Namespace, totals: Mapping[tuple[str, str], tuple[int, Usage, float]]) -> Table:
+    """Return a row for each model and purpose, with its cost if prices are given."""
     has_prices = any(value is not None for value in (args.price_in, args.price_out, args.price_file))
     columns = ["model", "purpose", "calls", "tokens in", "cached", "tokens out", "reasoning", "seconds"]
     rows = []
-    for model, purpose, calls, usage, seconds in totals:
+    for (model, purpose), (calls, usage, seconds) in totals.items():
         prefix, reasoning_prefix = "~" if usage.estimated else "", "~" if usage.reasoning_is_estimated else ""
         counts = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
         tokens = [*(f"{prefix}{count:,}" for count in counts), f"{reasoning_prefix}{usage.reasoning_tokens:,}"]

@@ -139,7 +139,7 @@ def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
 
 _NOT_SETTINGS = frozenset(
     "verb command_line quiet strict report concurrency api_key_env read_timeout max_seconds token_budget"
-    " price_in price_out price_file".split()
+    " price_in price_out price_file shard".split()
 )
 """Flags that do not change the calls. A command that differs only in these resumes the same run."""
 
