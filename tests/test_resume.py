@@ -125,17 +125,17 @@ def test_rerank_killed_at_30_random_times_repeats_no_finished_call(
     assert not window_calls(server.calls[len(before) :]), "a finished run makes no calls"
 
 
-def test_rerank_prints_one_line_after_ctrl_c_and_resumes(
+def test_rerank_prints_one_line_after_a_signal_and_resumes(
     files: list[str], loopback: StartLoopback, tmp_path: Path, uninterrupted_output: bytes
 ) -> None:
     server, output, rng = loopback(**SLOW), tmp_path / "out.trec", random.Random(8)
     output.write_bytes(b"an older run\n")
-    for _ in range(6):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) * 2:  # job schedulers send the last two
         before, finished = server.calls, journal_calls(output)
         with start_command(rerank_command(files, server, output)) as child:
             wait_for_calls(server, len(before) + CONCURRENCY + 1, child)
             time.sleep(rng.uniform(0, 0.1))
-            child.send_signal(signal.SIGINT)
+            child.send_signal(number)
             _, stderr = child.communicate(timeout=PATIENCE)
         [line] = stderr.strip().splitlines()
         assert "out.trec.journal.sqlite" in line

@@ -27,7 +27,7 @@ class Terminal(io.StringIO):
 
 
 class RankK(Protocol):
-    def __call__(self, *arguments: str | Path) -> CommandResult: ...
+    def __call__(self, *arguments: str | Path, code: int | None = None) -> CommandResult: ...
 
 
 BASE = ("rerank", "--run", "run.trec", "--queries", "queries.jsonl", "--documents", "corpus.jsonl")
