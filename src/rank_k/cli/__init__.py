@@ -50,6 +50,11 @@ VERBS = {
         "merge the outputs of rank-k rerank --shard into one run and one journal",
         "rank-k merge reranked.trec reranked.1of2.trec reranked.2of2.trec",
     ),
+    "batch": Command(
+        "rerank a run through the batch API of a provider, or through files of requests",
+        "rank-k batch next --run bm25.trec --queries queries.jsonl --documents corpus.jsonl.gz --output reranked.trec"
+        " --folder requests --model hltcoe/Rank-K-32B --strategy blocks",
+    ),
     "simulate": Command(
         "estimate quality, calls and cost of strategies with a simulated model",
         "rank-k simulate --run bm25.trec --qrels qrels.trec --noise strong --call-seconds 20+2.5w --concurrency 16,64",
