@@ -50,6 +50,11 @@ NOT_RUN = (
     NotRun("docs/how-to/containers.md", r"curl ", "the container does not run"),
     NotRun(ANY_PAGE, r"(\.venv/bin/)?rank-k demo", "tests/models/test_embedded.py runs the demo"),
     NotRun(ANY_PAGE, r"rank-k fetch", "downloads weights"),
+    NotRun(
+        "docs/how-to/scale.md", r"(?s)rank-k rerank .*http://node1", "needs two servers; tests/models/test_balanced.py"
+    ),
+    NotRun("docs/how-to/scale.md", r"rank-k batch ingest", "needs results; tests/cli/test_batch.py"),
+    NotRun("docs/how-to/scale.md", r"rank-k batch submit", "needs a batch API; tests/cli/test_batch.py"),
 )
 """Shell lines that do not run. The arguments of `rank-k` commands among them are still parsed."""
 
@@ -63,6 +68,7 @@ RUN_ELSEWHERE = {
     "llama_index": "tests/integrations/test_integrations.py",
     "mteb": "tests/integrations/test_integrations.py",
     "pyterrier": "tests/integrations/test_integrations.py",
+    "ray": "tests/scale/test_ray.py",
 }
 """Modules of other projects, and the test that runs the Python blocks that import them in a separate environment."""
 
