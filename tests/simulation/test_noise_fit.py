@@ -196,7 +196,7 @@ def test_fit_noise_rejects_answers_without_judgments() -> None:
         fit_noise(observations, {"other": {"a": 1}})
     with pytest.raises(InputError, match="different grades"):
         fit_noise(observations, {"q": {"a": 1, "b": 1, "c": 1}})
-    with pytest.raises(InputError, match="nothing to do with the judgments"):
+    with pytest.raises(InputError, match="unrelated to the judgments"):
         fit_noise(observations, {"q": {"c": 2, "b": 1}})  # the worst comes first
 
 

@@ -41,7 +41,7 @@ class Noise:
     stated for grades 0 to 3, have a third of their size on binary judgments. A highest grade above 3 counts as 3.
 
     On binary judgments this judge is optimistic where many passages are almost relevant. If TREC DL 2019 is judged by
-    two grades (2 and 3 are relevant), a factor of 0.50 to 0.53 in place of 1/3 keeps nDCG@10 unchanged
+    two grades (2 and 3 are relevant), a factor of about 0.5 instead of 1/3 keeps nDCG@10 unchanged
     (`python -m benchmarks.calibrate_noise --binary`).
 
     Attributes:
