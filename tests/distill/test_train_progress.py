@@ -50,7 +50,8 @@ def test_progress_respects_the_time_limit(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_progress_announces_float32_and_held_out_measures(capsys: pytest.CaptureFixture[str]) -> None:
-    records = [{"bf16": False, "bf16_requested": True}, {"step": 5, "seconds": 9.0, "heldout": {"auc": 0.5, "rows": 4}}]
+    measured: dict[str, Any] = {"step": 5, "seconds": 9.0, "heldout": {"auc": 0.5, "rows": 4}}
+    records: list[dict[str, Any]] = [{"bf16": False, "bf16_requested": True}, measured]
     assert printed_lines(capsys, records) == [
         "training in float32: this machine is slow in bfloat16, which the recipe requests",
         "step 5, held-out rows: auc 0.500",
