@@ -156,8 +156,7 @@ def test_evaluate_common_queries_averages_over_what_all_runs_contain(rank_k: Ran
     command = ("evaluate", "--qrels", "qrels", "bm25.trec", "good.trec", "--measures", "nDCG@10", "--json")
     every_output, every_error = rank_k(*command)
     output, error = rank_k(*command, "--common-queries", "--baseline", "bm25.trec", "--report", "report.html")
-    assert "9 other judged queries are left out (--common-queries)" in error
-    assert "3 judged queries that every run contains" in error
+    assert "only 3 of 12 judged queries are in all runs" in error
     assert "left out" not in every_error
     for name in ("bm25.trec", "good.trec"):
         every, common = (json.loads(text)[name]["per_query"]["nDCG@10"] for text in (every_output, output))

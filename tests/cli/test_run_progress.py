@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 
@@ -69,7 +68,7 @@ def test_time_left_is_estimated_after_ten_calls(reranker: Reranker, monkeypatch:
     assert progress.seconds_left == pytest.approx(60 / 10 * 290)
     reranker.stats.queries = 3
     reranker.stats.windows = 10
-    reranker.stats.repairs = Counter(unranked=1)
+    reranker.stats.unranked_windows = 1
     state = describe_run(progress)
     assert (state.completed, state.total) == (10, 300)
     counts = "3/100 queries, 10/300 calls, 0.2 calls/s, 0 tokens out, 1 window unranked"

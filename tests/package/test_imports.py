@@ -217,7 +217,7 @@ def distribution_name(requirement: str) -> str:
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
 
-EXTRAS_NOT_IN_ALL = {"train", "haystack", "langchain", "llama-index", "mteb", "pyterrier"}
+EXTRAS_NOT_IN_ALL = {"train", "haystack", "langchain", "llama-index", "mteb", "pyterrier", "ray"}
 """Extras that nobody gets who did not ask for them: gigabytes for training, and whole frameworks."""
 
 
@@ -240,7 +240,7 @@ def test_extra_installs_its_modules(extra: str) -> None:
     distributions = packages_distributions()
     if (
         extra in EXTRAS_NOT_IN_ALL
-        and ("torch" if extra == "train" else MODULES_OF_EXTRA[extra][0]) not in distributions
+        and {"train": "torch", "ray": "ray"}.get(extra, MODULES_OF_EXTRA[extra][0]) not in distributions
     ):
         pytest.skip(f"pip install 'rank-k[{extra}]'")
     required = {distribution_name(requirement) for requirement in EXTRAS[extra]}

@@ -428,7 +428,7 @@ UNREACHABLE_MODEL_OPTIONS = ("--server", "http://127.0.0.1:9/v1", "--model", "m"
 def test_serve_reads_host_and_keys_from_environment() -> None:
     """As in a container, where it is the image that says on which address to listen."""
     with start_server(*UNREACHABLE_MODEL_OPTIONS, env={"RANK_K_HOST": "0.0.0.0", "RANK_K_CLIENT_KEYS": KEY}) as running:
-        assert running.first_line.startswith("rank-k serve: m (listwise) at http://0.0.0.0:")
+        assert running.first_line.startswith("rank-k serve: m (listwise): web page and API at http://0.0.0.0:")
         assert running.served.get("/v1/models").status == 401
         assert running.served.get("/v1/models", Authorization=f"Bearer {KEY}").status == 200
     options = ("--host", "127.0.0.1", "--client-key-env", "MINE")

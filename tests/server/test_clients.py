@@ -176,7 +176,9 @@ def server() -> Iterator[ServerClient]:
         with start_server("--client-key-env", "KEY", env={"RANK_K_CACHE": str(USER_CACHE), "KEY": KEY}) as running:
             if cores:
                 os.sched_setaffinity(0, cores)
-            assert running.first_line.startswith("rank-k serve: rank-k-nano (combined) at http://127.0.0.1:")
+            assert running.first_line.startswith(
+                "rank-k serve: rank-k-nano (combined): web page and API at http://127.0.0.1:"
+            )
             yield running.served
     finally:
         if cores:

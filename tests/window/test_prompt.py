@@ -81,9 +81,9 @@ def test_read_template_ignores_a_byte_order_mark(tmp_path: Path) -> None:
         ("p.py", "rank_k_prompt = 'about {query}'", "no {passages} field"),
         ("p.yaml", "a: [", "not YAML"),
         ("p.yaml", "when: 2024-99-99", "not YAML"),
-        ("p.yaml", "- a\n- b", "no rank_llm prompt template"),
-        ("p.yaml", "", "no rank_llm prompt template"),
-        ("p.yaml", "method: singleturn_listwise\nbody: 3", "no rank_llm prompt template"),
+        ("p.yaml", "- a\n- b", "not a rank_llm prompt template"),
+        ("p.yaml", "", "not a rank_llm prompt template"),
+        ("p.yaml", "method: singleturn_listwise\nbody: 3", "not a rank_llm prompt template"),
         ("p.yaml", "body: '[{rank}] {candidate}'\nprefix: '{query}'", "of the method ''"),
         ("p.yml", "method: pointwise\nbody: '[{rank}] {candidate}'\nprefix: '{query}'", "of the method 'pointwise'"),
         ("p.yaml", "method: singleturn_listwise\nprefix: '{query}'", "body of prompt"),
@@ -91,7 +91,11 @@ def test_read_template_ignores_a_byte_order_mark(tmp_path: Path) -> None:
         ("p.yaml", "method: singleturn_listwise\nbody: '[{rank}] {candidate}'", "no {query} field"),
         ("p.yaml", "method: singleturn_listwise\nprefix: '{query}'\nbody: '{rank} {candidate} {score}'", "{score}"),
         ("p.yaml", "method: singleturn_listwise\nprefix: '{query} {psg_ids}'\nbody: '{rank} {candidate}'", "{psg_ids}"),
-        ("p.yaml", "method: singleturn_listwise\nsuffix: '{query} {{x}}'\nbody: '{rank} {candidate}'", "holds {{"),
+        (
+            "p.yaml",
+            "method: singleturn_listwise\nsuffix: '{query} {{x}}'\nbody: '{rank} {candidate}'",
+            "unknown field {{",
+        ),
     ],
 )
 def test_read_template_reports_invalid_templates_in_one_line(

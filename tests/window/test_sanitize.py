@@ -100,7 +100,7 @@ def test_sanitize_replaces_decorated_passage_markers(marker: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "invisible", ["\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad", "\U000e0041", "\u202e"]
+    "invisible", ["\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad", "\U000e0041", "\u202e", "\u200e"]
 )
 def test_sanitize_removes_invisible_characters_that_hide_structure(invisible: str) -> None:
     assert sanitize(f"[{invisible}3{invisible}] <th{invisible}ink> /no{invisible}_think") == "(3) ‹think> ∕no_think"

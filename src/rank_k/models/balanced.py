@@ -64,6 +64,19 @@ class ServerState:
         return now >= self.paused_until and (self.limit is None or self.in_flight < max(self.limit, 1.0))
 
 
+def _check_same(first: HttpModel, second: HttpModel) -> None:
+    """Raise `InputError` if two servers do not serve the same model in the same way."""
+    for what, expected, own in (
+        ("model", first.identity, second.identity),
+        ("server type", first.server_type.name, second.server_type.name),
+    ):
+        if own != expected:
+            raise InputError(
+                f"{first.url} and {second.url} differ in their {what}: {expected} and {own}",
+                "name servers that serve the same model in the same way",
+            )
+
+
 class BalancedModel(Model):
     """The same model on several servers.
 
@@ -120,17 +133,10 @@ class BalancedModel(Model):
             except ModelError as error:
                 server.count_failure(error)
                 raise
+            others = [other.model for other in self._servers if other.is_prepared]
             server.is_prepared = True
-            first = self._first
-            for what, own, expected in (
-                ("model", server.model.identity, first.identity),
-                ("server type", server.model.server_type.name, first.server_type.name),
-            ):
-                if own != expected:
-                    raise InputError(
-                        f"{first.url} and {server.model.url} differ in their {what}: {expected} and {own}",
-                        "name servers that serve the same model in the same way",
-                    )
+            for other in others[:1]:
+                _check_same(other, server.model)
 
     async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         """Send one request to the least busy server, and to another one if that fails.

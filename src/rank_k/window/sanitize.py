@@ -13,13 +13,17 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe
 # --- characters that readers do not see ---
 
 _INVISIBLE = re.compile(
-    # soft hyphen, joiners and fillers without a glyph, direction marks, byte order mark, annotation marks
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    # soft hyphen, joiners and fillers without a glyph, direction overrides, byte order mark, annotation marks
+    "[\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180e\u200b\u202d\u202e\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"
     # tags and variation selectors, which can carry whole texts
     "\U000e0000-\U000e007f\U000e0100-\U000e01ef]"
 )
-_JOINER = re.compile("(?<![^\x00-\x7f])[\u200c\u200d]+|[\u200c\u200d]+(?![^\x00-\x7f])")
-"""Zero-width joiners and non-joiners next to ASCII. Between other characters, Persian, Hindi and emoji need them."""
+_JOINER = re.compile(
+    # Zero-width joiners and non-joiners next to ASCII. Between other characters, Persian, Hindi and emoji need them.
+    "(?<![^\x00-\x7f])[\u200c\u200d]+|[\u200c\u200d]+(?![^\x00-\x7f])"
+    # Direction marks before ASCII, where they could split a marker or a tag. Arabic and Hebrew text needs the others.
+    "|[\u061c\u200e\u200f\u202a-\u202c\u2066-\u2069]+(?=[!-~])"
+)
 
 # --- numbers of passages ---
 
@@ -68,7 +72,7 @@ def sanitize(text: str, *, markers: bool = True) -> str:
     if markers:
         text = _BRACKET_ENTITY.sub(lambda match: "(" if match[1] else ")", text)
         text = _MARKER.sub(r"(\1)", text)
-    return _replace_tokens(text)
+    return _JOINER.sub("", _replace_tokens(text))
 
 
 def strip_template_tokens(text: str) -> str:

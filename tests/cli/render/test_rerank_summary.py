@@ -13,7 +13,8 @@ from rank_k.engine import RunStats
 def make_stats(windows: int, unranked_windows: int, unranked_answers: int) -> RunStats:
     """Return the counts of a run in which `unranked_answers` samples had no usable ranking."""
     unranked = [(f"q{number}", 0) for number in range(unranked_windows)]
-    return RunStats(windows=windows, unranked=unranked, repairs=Counter(unranked=unranked_answers))
+    repairs = Counter(unranked=unranked_answers)
+    return RunStats(windows=windows, unranked_windows=unranked_windows, unranked=unranked, repairs=repairs)
 
 
 @pytest.mark.parametrize(

@@ -87,10 +87,7 @@ class ProgressPrinter:
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         if record.get("bf16_requested") and not record["bf16"]:
-            print(
-                "training in float32, because this machine is slow in bfloat16, which the recipe requests",
-                file=sys.stderr,
-            )
+            print("training in float32: this machine is slow in bfloat16, which the recipe requests", file=sys.stderr)
         if "steps" in record:
             self._steps, self._first_step = record["steps"], record["step"]
             self._start_seconds = self._printed_seconds = record["seconds"]

@@ -106,8 +106,7 @@ def lines(
 
 def is_unranked(stats: RunStats) -> bool:
     """Return whether there were windows, but none could be ranked."""
-    are_listed = len(stats.unranked) >= min(stats.windows, stats.MAX_LISTED)  # the list does not count single samples
-    return are_listed and 0 < stats.windows <= stats.unranked_windows
+    return 0 < stats.windows == stats.unranked_windows
 
 
 def report(stats: RunStats, seconds: float, settings: dict[str, Any], price: Prices | None = None) -> dict[str, Any]:
