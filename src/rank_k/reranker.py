@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 from uuid import uuid4
@@ -69,9 +70,6 @@ class Reranker:
         self.journal = Journal(journal)
         self.ranker = build.build_ranker(self.model, self.journal, retries, on_retry, self.options, local_model)
         self.stats = RunStats()
-        self._documents = DocumentRanker(
-            self._engine, self._prepare_until, self.journal, self.model, self.options, self.strategy
-        )
         self._prepare = run_once(self._prepare_once)
         self._loop = LoopThread()
 
@@ -148,6 +146,11 @@ class Reranker:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @cached_property
+    def _documents(self) -> DocumentRanker:
+        """What ranks the documents of single queries."""
+        return DocumentRanker(self._engine, self._prepare_until, self.journal, self.model, self.options, self.strategy)
 
     # --- on the background loop ---
 
