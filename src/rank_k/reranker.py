@@ -12,6 +12,7 @@ import asyncio
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 from uuid import uuid4
@@ -70,9 +71,6 @@ class Reranker:
         self.journal = journal if isinstance(journal, Journal) else Journal(journal)
         self.ranker = build.build_ranker(self.model, self.journal, retries, on_retry, self.options, local_model)
         self.stats = RunStats()
-        self._documents = DocumentRanker(
-            self._engine, self._prepare_until, self.journal, self.model, self.options, self.strategy
-        )
         self._prepare = run_once(self._prepare_once)
         self._loop = LoopThread()
         self._close = weakref.finalize(self, build.close_parts, self._loop, self.model, self.journal)
@@ -149,6 +147,11 @@ class Reranker:
 
     async def __aexit__(self, *exception: object) -> None:
         await asyncio.to_thread(self.close)
+
+    @cached_property
+    def _documents(self) -> DocumentRanker:
+        """What ranks the documents of single queries."""
+        return DocumentRanker(self._engine, self._prepare_until, self.journal, self.model, self.options, self.strategy)
 
     # --- on the background loop ---
 

@@ -357,7 +357,11 @@ def _choose_chain(chains: list[_Chain], size: int, truncated: bool) -> _Chain | 
         if not ranked_count or not _is_ranking(chain, ranked_count, size, is_only_chain=len(chains) == 1):
             continue
         # "[1], [2] and [3] were compared" next to a chain with > or =
-        is_plain_list = any_comparisons and not chain.has_comparisons and _is_ascending(chain.ids)
+        is_plain_list = (
+            any_comparisons
+            and not chain.has_comparisons
+            and all(first < second for first, second in itertools.pairwise(chain.ids))
+        )
         if ranked_count == size and not is_plain_list:
             key = (True, 0, 0)
         else:
@@ -369,10 +373,6 @@ def _choose_chain(chains: list[_Chain], size: int, truncated: bool) -> _Chain | 
 
 def _ranked_numbers(chain: _Chain, size: int) -> set[int]:
     return {i for i in chain.ids if 1 <= i <= size}
-
-
-def _is_ascending(ids: list[int]) -> bool:
-    return all(a < b for a, b in itertools.pairwise(ids))
 
 
 def _is_ranking(chain: _Chain, ranked_count: int, size: int, is_only_chain: bool) -> bool:
