@@ -18,6 +18,7 @@ from tests.fakes.reasoning_model import ReasoningModel
 from tests.server.test_journal_viewer import create_journal
 from tests.support.browsing import (
     CHROMIUM,
+    CLIPPED_LABELS,
     SIZES_AND_THEMES,
     Theme,
     assert_page_valid,
@@ -34,22 +35,6 @@ pytestmark = [
 ]
 
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>"
-CLIPPED_LABELS = """() => [...document.querySelectorAll("main button, main .button, main select, main label")]
-  .filter(element => element.checkVisibility() && !element.matches(".unseen"))
-  .filter(element => {
-    if (element.matches("select")) {
-      const probe = document.createElement("span");
-      probe.style.font = getComputedStyle(element).font;
-      probe.style.position = "absolute";
-      probe.textContent = element.selectedOptions[0].textContent;
-      document.body.append(probe);
-      const width = probe.getBoundingClientRect().width;
-      probe.remove();
-      return width > element.clientWidth - 30;
-    }
-    return element.scrollWidth > element.clientWidth + 1;
-  }).map(element => element.outerHTML.slice(0, 100))"""
-"""The controls whose label or selected option does not fit; 30 pixels of a select are padding and arrow."""
 HEBREW = "מה גורם לגאות ולשפל"
 KEY = "sk-browser-0123456789"
 

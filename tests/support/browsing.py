@@ -27,6 +27,23 @@ WIDER_THAN_THE_PAGE = """() => [...document.querySelectorAll("body *")].filter(e
   return box.right > innerWidth + 1 || box.left < -1;
 }).map(element => element.outerHTML.slice(0, 120))"""
 
+CLIPPED_LABELS = """() => [...document.querySelectorAll("main button, main .button, main select, main label")]
+  .filter(element => element.checkVisibility() && !element.matches(".unseen"))
+  .filter(element => {
+    if (element.matches("select")) {
+      const probe = document.createElement("span");
+      probe.style.font = getComputedStyle(element).font;
+      probe.style.position = "absolute";
+      probe.textContent = element.selectedOptions[0].textContent;
+      document.body.append(probe);
+      const width = probe.getBoundingClientRect().width;
+      probe.remove();
+      return width > element.clientWidth - 30;
+    }
+    return element.scrollWidth > element.clientWidth + 1;
+  }).map(element => element.outerHTML.slice(0, 100))"""
+"""The controls whose label or selected option does not fit; 30 pixels of a select are padding and arrow."""
+
 
 @contextmanager
 def launch_browser() -> Iterator[Browser]:
