@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile
 SLOW   := slow or training or live
 
-.PHONY: help demo test-fast test test-slow lint docs golden count call-path bench clean
+.PHONY: help demo test-fast test test-slow lint docs golden count call-path bench verify-scale clean
 help:
 	@echo "make demo       rerank real text with the embedded model"
 	@echo "make test       the tests (up to 8 minutes on 2 cores)"
@@ -20,6 +20,7 @@ help:
 	@echo "make docs       the documentation site in docs/_build, with llms.txt"
 	@echo "make golden     record request bodies, rankings and tables again (see tests/golden)"
 	@echo "make count      statements and files per package, and the largest files"
+	@echo "make verify-scale  several servers, Ray and Slurm (installs Ray into .venv-ray)"
 	@echo "make call-path  the classes between the command and the HTTP request"
 	@echo "make bench      the figures of the documentation"
 
@@ -73,6 +74,17 @@ call-path: $(BIN)/.user
 
 bench: $(BIN)/.dev
 	$(BIN)/python -m benchmarks.run
+
+# Ray is tested in an environment of its own, because it pins many packages.
+.venv-ray/.installed: pyproject.toml
+	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check -e '.[ray]' hypothesis psutil pytest
+	@touch $@
+
+verify-scale: $(BIN)/.dev .venv-ray/.installed
+	$(BIN)/python -m benchmarks.several_servers
+	.venv-ray/bin/python -m pytest -q tests/scale/test_ray.py
+	$(BIN)/python -m pytest -q tests/scale/test_slurm.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist docs/_build

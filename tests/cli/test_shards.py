@@ -105,3 +105,14 @@ def test_merge_and_rerank_report_errors_of_shards_in_one_line(
     assert cost == rank_k("journal", "cost", "all.trec.journal.sqlite", code=0).out
     line = rank_k("journal", "show", "out.1of2.trec.journal.sqlite", "out.2of2.trec.journal.sqlite", code=2).err
     assert "show reads one journal (got 2)" in line
+
+
+def test_journal_cost_applies_a_discount(collection_folder: Path, rank_k: RankK) -> None:
+    rank_k(*RERANK, *SIMULATE, code=0)
+    cost = ("journal", "cost", "out.trec.journal.sqlite", "--price-in", "1000", "--price-out", "1000")
+    full, half = (
+        float(rank_k(*cost, *options, code=0).out.splitlines()[-1].split()[-1].replace(",", ""))
+        for options in ((), ("--discount", "0.5"))
+    )
+    assert half == pytest.approx(full / 2, abs=1e-4)
+    assert "is not a number from 0 to 1" in rank_k(*cost, "--discount", "50", code=2).err

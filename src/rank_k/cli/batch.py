@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import sys
 import time
 from collections import Counter
@@ -163,12 +164,10 @@ def _write_next_requests(args: argparse.Namespace, journal: Path) -> tuple[Mappi
 def _submit(args: argparse.Namespace, journal: Path) -> int:
     key = api_key(args.server, args.api_key_env)
     started = time.monotonic()
-    for round_number in range(1, 1_000_000):
+    for round_number in itertools.count(1):
         files, waiting = _write_next_requests(args, journal)
         if not files and not waiting:
-            seconds = format_seconds(time.monotonic() - started)
-            print(f"the run is complete after {seconds}: {args.output}", file=sys.stderr)
-            return 0
+            break
         requests = count_noun(sum(files.values()) + waiting, "request")
         if not args.quiet:
             print(f"round {round_number}: {requests} in batch files", file=sys.stderr)
@@ -179,7 +178,9 @@ def _submit(args: argparse.Namespace, journal: Path) -> int:
             raise InputError(
                 f"{args.server} returned no response to {requests}", f"look at rank-k batch status {journal}"
             )
-    raise AssertionError("unreachable")
+    seconds = format_seconds(time.monotonic() - started)
+    print(f"the run is complete after {seconds}: {args.output}", file=sys.stderr)
+    return 0
 
 
 async def _run_batches(args: argparse.Namespace, journal_path: Path, key: str | None) -> Counter[str]:

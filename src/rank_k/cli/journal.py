@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from rank_k.cli.common_flags import flag_type
 from rank_k.cli.file_checks import check_outputs, open_journal
 from rank_k.cli.price_options import add_price_options, prices_for_model
 from rank_k.cli.render.tables import Table, print_tables
@@ -17,6 +18,7 @@ from rank_k.cli.render.words import count_noun
 from rank_k.data.trec import read_qrels
 from rank_k.errors import InputError
 from rank_k.journal import Journal, WindowRecord
+from rank_k.option_values import number
 from rank_k.simulation.noise_file import noise_to_json
 from rank_k.simulation.noise_fit import fit_noise
 from rank_k.simulation.observations import observations_of
@@ -45,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run", metavar="NAME", help="use this run of the journal (default: the last one; all runs for cost)"
     )
     add_price_options(parser)
+    parser.add_argument(
+        "--discount",
+        type=flag_type(number(0, 1)),
+        default=0.0,
+        metavar="SHARE",
+        help="share by which the prices are lower, such as 0.5 for a batch API",
+    )
     group = parser.add_argument_group(FIT_NOISE)
     group.add_argument("--qrels", type=Path, metavar="FILE", help="relevance judgments of the queries in the journal")
     group.add_argument("--output", type=Path, metavar="FILE", help="file for the errors as JSON, which --noise reads")
@@ -115,7 +124,7 @@ def _cost_table(args: argparse.Namespace, totals: Mapping[tuple[str, str], tuple
         tokens = [*(f"{prefix}{count:,}" for count in counts), f"{reasoning_prefix}{usage.reasoning_tokens:,}"]
         row = [model, purpose, f"{calls:,}", *tokens, f"{seconds:,.0f}"]
         price = prices_for_model(args, model)
-        rows.append([*row, f"{price.cost_of(usage):,.4f}"] if price else row)
+        rows.append([*row, f"{price.cost_of(usage) * (1 - args.discount):,.4f}"] if price else row)
     return Table([*columns, "cost"] if has_prices else columns, rows, align="ll")
 
 
