@@ -66,7 +66,7 @@ def _partition(doc_ids: Sequence[str], size: int) -> list[tuple[str, ...]]:
 
 
 def _split_at_pivot(pivot: str, result: WindowResult, ties: Ties) -> tuple[list[str], list[str]]:
-    """Return the passages ranked above the pivot, and the other ones.
+    """Return the passages ranked above the pivot, and all other passages except the pivot.
 
     If there is no valid ranking, or if the model left the pivot out, no passage counts as ranked above it.
     """
