@@ -44,7 +44,7 @@ class _CollectionFiles(NamedTuple):
 def missing_files(study: Study) -> Iterator[MissingFile]:
     """Yield all missing files of the study.
 
-    The documents of ir_datasets are not checked, because they may have to be downloaded for that.
+    The documents of ir_datasets are not checked, because checking them may start a download.
     """
     for collection in study.collections:
         files = None
@@ -168,7 +168,7 @@ class LoadedCollection:
             self.store.close()
 
     def check_texts(self, first_stage: str, depth: int) -> None:
-        """Raise `InputError` if the text of a candidate is missing, so that no call is paid for before that."""
+        """Raise `InputError` if the text of a candidate is missing. Check this before any call, which costs money."""
         for query_id, candidates in self.runs[first_stage]:
             for candidate in candidates[:depth]:
                 self.store.get(candidate.doc_id, query_id)
