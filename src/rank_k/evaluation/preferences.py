@@ -167,7 +167,7 @@ class SideCounts:
 
 @dataclass(frozen=True, slots=True)
 class JudgeSummary:
-    """One judge. `median_seconds`: None where unknown."""
+    """The judgments of one judge. `median_seconds`: the median time until a choice; None if it is unknown."""
 
     name: str
     sides: SideCounts
@@ -286,7 +286,9 @@ def summarize_preferences(rows: Iterable[Judgment]) -> Preferences:
     current = current_judgments(rows)
     judgments = current.judgments
     if not judgments:
-        raise InputError("there are no judgments, or all were taken back", "judge some on the page of rank-k serve")
+        raise InputError(
+            "there are no judgments, or all were withdrawn", "judge queries on the page Judge of rank-k serve"
+        )
     return Preferences(
         pairs=_compare_pairs(judgments),
         sides=_count_sides(judgments),
@@ -310,8 +312,8 @@ def estimate_share(value: float, count: int) -> Share:
     never too narrow.
 
     Args:
-        value: The mean of the numbers.
-        count: How many numbers between 0 and 1 there are.
+        value: The mean of the numbers, which are between 0 and 1.
+        count: How many numbers there are.
     """
     z = NormalDist().inv_cdf((1 + CONFIDENCE_LEVEL) / 2)
     center = (value + z * z / (2 * count)) / (1 + z * z / count)

@@ -29,7 +29,7 @@ RESAMPLES = 10_000
 SEED = 0
 
 NO_DIFFERENCE = 1e-9
-"""Smaller differences count as 0, because they come from rounding, for example from sums in another order."""
+"""Smaller differences count as 0, because they come from rounding, for example from sums in a different order."""
 
 _BATCH_VALUES = 1 << 20
 """The size of a batch of random numbers, which bounds memory."""
@@ -88,7 +88,7 @@ def bootstrap_interval(
     array = np.asarray(values, dtype=float)
     count = len(array)
     if not count:
-        raise InputError("there are no queries to take an interval over", "check the judgments")
+        raise InputError("there are no queries to compute an interval from", "check the judgments")
     generator = np.random.default_rng(SEED)
     batch = max(_BATCH_VALUES // array.size, 1)
     resampled = [
@@ -158,7 +158,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _t_test(mean: float, error: float, count: int) -> float:
-    """Return the two-sided p value; 1 for a single query, and if all differences are zero."""
+    """Return the two-sided p value. It is 1 for a single query, and if all differences are zero."""
     if count == 1 or mean == 0:
         return 1.0
     if error == 0:
