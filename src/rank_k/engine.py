@@ -41,7 +41,7 @@ OPEN_QUERIES_PER_SLOT = 4
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A query to be reranked. `candidates` are ranked; the ids in `tail` follow them in their order.
+    """A query to be reranked. `candidates` are ranked; the ids in `tail` follow them in the given order.
 
     `journal_name`: the query's id in the journal.
     """

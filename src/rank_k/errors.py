@@ -11,7 +11,7 @@
     └── ModelError              the model did not respond; `retryable` says whether retrying can help
         ├── ConnectionFailed    the server cannot be reached (retryable)
         ├── ServerOverloaded    429 or 503; `retry_after` in seconds if the server sent it (retryable)
-        ├── ServerError         another 5xx, a dropped connection, a broken stream (retryable)
+        ├── ServerError         any other 5xx, a dropped connection, a broken stream (retryable)
         ├── ContextOverflow     the server says that the prompt does not fit; the prompt is then truncated further
         ├── RequestRejected     any other 4xx: wrong key, unknown model, bad request
         │   ├── FieldRejected   the server rejects an optional field; the request can be sent without it

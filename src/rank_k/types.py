@@ -205,9 +205,9 @@ class Usage:
     """Token counts of a response.
 
     Attributes:
-        estimated: Whether the server sent no counts, so that Rank-K estimated all of them.
-        reasoning_estimated: Whether the server counted all tokens but not `reasoning_tokens`, so that Rank-K estimated
-            these from the share of the trace in the characters of the response.
+        estimated: Whether all counts are estimates of Rank-K, because the server sent none.
+        reasoning_estimated: Whether only `reasoning_tokens` is an estimate, because the server did not count reasoning
+            tokens separately. It is computed from the fraction of the response's characters that are in the trace.
     """
 
     prompt_tokens: int = 0

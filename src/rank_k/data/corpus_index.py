@@ -145,7 +145,7 @@ def _open_complete(index_path: Path, file_stat: os.stat_result) -> sqlite3.Conne
         return None
     # immutable: SQLite creates no lock files; the directory may be read-only
     db = _connect(f"{index_path.as_uri()}?mode=ro&immutable=1")
-    with suppress(sqlite3.Error):  # not a database, or the database of another program
+    with suppress(sqlite3.Error):  # not a database, or the database of a different program
         if db.execute("SELECT format, size, changed FROM source").fetchone() == _file_state(file_stat):
             return db
     db.close()
@@ -177,7 +177,7 @@ def _make_database(uri: str, path: Path, file_stat: os.stat_result, on_progress:
         rows = ((number, id_key(passage.doc_id), passage.text) for number, passage in passages)
         db.executemany("INSERT INTO passages VALUES (?, ?, ?)", rows)
         on_progress(size, size)
-        # after the rows: sorting all of them at once is much faster
+        # created after all rows were inserted, because sorting all rows at once is much faster
         db.execute("CREATE INDEX passages_by_id ON passages (id)")
         db.execute("INSERT INTO source VALUES (?, ?, ?)", _file_state(file_stat))
         db.execute("COMMIT")

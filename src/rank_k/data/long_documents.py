@@ -130,7 +130,7 @@ def collapse_to_documents(ranking: Ranking) -> Ranking:
 
 
 class SplitRun:
-    """A run of documents as a run of their passages. It is also the source of these passages.
+    """A run of documents, converted to a run of their passages. It is also the `PassageSource` of these passages.
 
     Iterating yields pairs of query id and candidates, which are passages of the first `depth` documents of the query.
     `document_rankings` converts rankings of passages to rankings of documents. Only one query is in memory at a time.

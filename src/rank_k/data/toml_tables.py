@@ -71,7 +71,7 @@ class TableReader:
             if key not in names:
                 matches = get_close_matches(key, names, n=1)
                 suggestion = f" (did you mean {matches[0]}?)" if matches else ""
-                raise self.error(f"unknown key {prefix}{key}{suggestion}", f"some of {', '.join(names)}")
+                raise self.error(f"unknown key {prefix}{key}{suggestion}", f"one of {', '.join(names)}")
         required = {spec.name for spec in specs if spec.default is MISSING and spec.default_factory is MISSING}
         for key, name in names.items():
             if name in required and key not in table:
@@ -91,7 +91,7 @@ class TableReader:
         return FormatError(self.path, 0, problem, expected)
 
     def _convert(self, expected: Any, value: Any, key: str) -> Any:
-        """Return `value` as the type `expected`. Raises `FormatError` if it is of another type."""
+        """Return `value` as the type `expected`. Raises `FormatError` if it has a different type."""
         kind, parts = get_origin(expected), get_args(expected)
         if kind in (Union, UnionType):
             types = [part for part in parts if part is not NoneType]

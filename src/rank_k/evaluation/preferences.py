@@ -144,7 +144,7 @@ class ComparedPair:
 class SideCounts:
     """How often the left and the right side were preferred.
 
-    Sides are drawn at random, so each should be preferred half of the time, whatever the quality of the systems.
+    Sides are drawn at random, so each side should be preferred half of the time, even if one system is better.
 
     Attributes:
         left: The number of judgments for the left side.

@@ -30,7 +30,7 @@ class PairedComparison:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The change of one query from the baseline to another run.
+    """The change in the value of one query from the baseline to a different run.
 
     Attributes:
         query_id: The query.
@@ -164,8 +164,8 @@ def compare_runs(
         costs: The costs of runs, by name, where they are known.
         intervals: Compute bootstrap intervals (default: True). Otherwise, and without a baseline, numpy and scipy are
             not needed.
-        common_queries: Average over the judged queries that all runs contain (default: over all judged queries, of
-            which those that a run lacks count as 0).
+        common_queries: Average only over the judged queries that all runs contain (default: False, which means over all
+            judged queries; queries that a run lacks count as 0).
 
     Raises:
         InputError: If `evaluate` raises it, or there is nothing to compare.

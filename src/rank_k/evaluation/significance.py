@@ -148,8 +148,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Return the p values, in the order given, corrected for multiple tests by the step-down method of Holm (1979).
 
     If corrected p values of at most `a` are called significant, the probability of any false positive is at most `a`,
-    whatever the dependence between the tests. The smallest of m p values is multiplied by m, the next by m - 1, and so
-    on, and no corrected value is smaller than the one before it.
+    also if the tests depend on each other. The smallest of m p values is multiplied by m, the next by m - 1, and so on.
+    No corrected value is smaller than the corrected value before it.
     """
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     scaled = (min(1.0, (len(order) - position) * p_values[index]) for position, index in enumerate(order))

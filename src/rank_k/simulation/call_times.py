@@ -116,7 +116,7 @@ class CallTime:
         """Return the duration that `text` describes: "45", "20+2.5w" or "3w", with w for the number of passages.
 
         Raises:
-            InputError: If `text` has another form.
+            InputError: If `text` has a different form.
         """
         number = r"(\d+\.?\d*|\.\d+)"
         match = re.fullmatch(rf"\s*(?:{number}(?:\s*\+\s*{number}w)?|{number}w)\s*", text)

@@ -30,7 +30,7 @@ class Simulation:
             run score 0.
         make_strategies: Returns the strategies by name. It is called in every process and must be picklable.
         noise: The noise of the simulated models.
-        depth: The number of candidates to rerank. The others follow in their order.
+        depth: The number of candidates to rerank. Other candidates follow in their order.
     """
 
     run: Run

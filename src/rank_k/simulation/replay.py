@@ -1,6 +1,6 @@
 """Run strategies on simulated models, and compute their quality and cost without calling a real model.
 
-A `SimulatedModel` ranks the windows, and its answers are parsed like those of any model. Each seed gives a different
+A `SimulatedModel` ranks the windows, and its answers are parsed like any model's answers. Each seed gives a different
 simulated model. All strategies are compared with the same simulated models. Results are deterministic.
 """
 
@@ -69,7 +69,7 @@ def run_strategy(
 def replay_strategy(
     strategy: Strategy, candidates: Sequence[Candidate], query_id: str, judge: SimulatedModel
 ) -> ReplayedQuery:
-    """Run `strategy` on `candidates`, with windows ranked by the simulated model `judge`.
+    """Run `strategy` on `candidates`. The simulated model `judge` ranks the windows.
 
     Args:
         strategy: The strategy.
@@ -192,7 +192,7 @@ def simulate(
         strategies: Strategies by name.
         noises: The noise of each simulated model, by name.
         seed: The seed of the simulated models.
-        depth: The number of candidates to rerank (default: all). The others follow in their order.
+        depth: The number of candidates to rerank (default: all). Other candidates follow in their order.
 
     Returns:
         The totals of each combination.

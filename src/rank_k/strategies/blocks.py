@@ -42,8 +42,8 @@ class Blocks(WindowStrategy):
     Attributes:
         partitions: Number of times that the first round ranks all candidates (default: 1). The blocks of the second
             and later partitions are random.
-        boundary: Number of windows with the least certain passages (default: 1). Each one after the first takes
-            another round.
+        boundary: Number of windows with the least certain passages (default: 1). Each window after the first takes an
+            additional round.
         first_stage_weight: Weight of the first-stage ranking, which is the prior of the model (default: 1; 0 ignores
             the first stage).
 
@@ -126,7 +126,7 @@ class Blocks(WindowStrategy):
 
 
 def snake_deal(items: Sequence[T], group_count: int) -> list[tuple[T, ...]]:
-    """Deal `items` into groups, back and forth, so that each group has its share of the best ones.
+    """Deal `items` into groups, back and forth, so that all groups get similar shares of the best items.
 
     Groups keep the order of `items`. Their sizes differ by at most one.
     """

@@ -60,7 +60,7 @@ class Setwise(WindowStrategy):
         return tied_ranking(ties, _with_best_first(best, ids))
 
     def _family_windows(self, positions: Sequence[int], heap: Sequence[str], ranked_count: int) -> dict[int, Window]:
-        """Return a window of a parent and its children for each of `positions` that has children.
+        """Return, for each of `positions` that has children, a window of the passage there and its children.
 
         Args:
             positions: Positions in the heap.

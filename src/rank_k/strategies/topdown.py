@@ -1,4 +1,4 @@
-"""Top-down partitioning: compare all passages with a good pivot, keep those ranked above it, and repeat.
+"""Top-down partitioning: compare all passages with a good pivot, keep the passages ranked above it, and repeat.
 
 Parry, MacAvaney and Ganguly, "Top-Down Partitioning for Efficient List-Wise Ranking" (arXiv 2405.14589).
 """

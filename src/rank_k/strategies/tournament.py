@@ -27,10 +27,10 @@ from rank_k.types import Candidate, Round, Window, WindowResult
 class Tournament(WindowStrategy):
     """Rank passages by their points in a tournament.
 
-    For 100 candidates and windows of 20, the stages are those of the paper: from 100 passages to 50 in five groups of
-    20, to 20 in five groups of 10, and to 10, 5 and 2 in one group each. For other lengths, the number of passages
-    after the first stage is the largest of 500, 200, 100, 50, 20, 10, 5 and 2 that is at most half of the length. The
-    groups of a stage form one round. Passages with equal points keep the order of the first stage.
+    For 100 candidates and windows of 20, the stages are the same as in the paper: from 100 passages to 50 in five
+    groups of 20, to 20 in five groups of 10, and to 10, 5 and 2 in one group each. For other numbers of candidates, the
+    number of passages after the first stage is the largest of 500, 200, 100, 50, 20, 10, 5 and 2 that is at most half
+    of that number. The groups of a stage form one round. Passages with equal points keep the order of the first stage.
 
     Attributes:
         tournaments: Number of parallel tournaments, r in TourRank-r (default: 1). The order of passages within groups

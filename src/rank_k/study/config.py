@@ -16,7 +16,7 @@ _REQUIRED_PARTS = ("collections", "models", "grids")
 
 
 def config_file(name: Path) -> Path:
-    """Return the file of a study: the one that comes with the package under this name, or else the path itself.
+    """Return the file of a study: the TOML file called `name` that comes with the package, or otherwise `name` itself.
 
     Raises:
         InputError: If the name is neither a shipped study nor an existing TOML file.

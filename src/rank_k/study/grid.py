@@ -204,14 +204,15 @@ class Cell(LongDocumentOptions, InferenceOptions, RankingOptions):
 
 
 def parse_setting(axis: str, value: Any) -> Any:
-    """Return the value of the option `axis`, given as in a flag or in TOML. Raises `InputError` if it is invalid."""
+    """Parse a value of the option `axis` from a flag or from TOML. Raises `InputError` if it is invalid."""
     return parse_option(axis, value, STUDY_OPTIONS, "a cell")
 
 
 def expand_cells(study: Study) -> tuple[Cell, ...]:
     """Return the cells of the study without duplicates, by collection, first stage and model.
 
-    Options that the strategy of a cell does not use are reset to their defaults, so that they do not multiply cells.
+    Options that the strategy of a cell does not use are reset to their defaults, so that cells differ only in options
+    that have an effect.
 
     Raises:
         InputError: If a value is invalid, a model has an unknown setting, or two cells have the same name.
@@ -300,7 +301,7 @@ def select_cells(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...
 
 
 def restrict_study(study: Study, cells: Sequence[Cell]) -> Study:
-    """Return the study with only those collections, first stages and models that `cells` use."""
+    """Return the study with only the collections, first stages and models that `cells` use."""
     runs = {(cell.collection, cell.first_stage) for cell in cells}
     models = {cell.model for cell in cells}
     collections = (

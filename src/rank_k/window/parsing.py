@@ -40,7 +40,7 @@ class ParsedAnswer:
 
     @property
     def reasoning_truncated(self) -> bool:
-        """Whether the response ends before the answer, so that a forced answer can help."""
+        """Whether the response was truncated before the answer. A forced answer can then help."""
         return not self.is_valid and "truncated" in self.repairs
 
 
@@ -224,7 +224,7 @@ def _find_chains(text: str, size: int, truncated: bool = False) -> list[_Chain]:
 
 
 def _is_error(text: str) -> bool:
-    """Return whether `text` is a JSON error instead of an answer, so that no number in it is an id."""
+    """Return whether `text` is a JSON error instead of an answer. The numbers in an error are not ids."""
     if not re.match(r"\s*\{", text):
         return False
     try:
@@ -324,7 +324,7 @@ def _find_numbered_lists(text: str, truncated: bool) -> Iterator[_Chain]:
         rank = 0 if item is None or re.search(r"[>=]\s*\[?\d", item["rest"]) else int(item["rank"])
         if rank != len(chain.tiers) + 1:
             unfinished_item = _BARE_ITEM_NUMBER.fullmatch(line) if truncated and number == len(lines) - 1 else None
-            # One item is not a list, unless the number of a second one follows.
+            # A single item is not a list, unless it is followed by the number of a second item.
             if len(chain.tiers) > 1 or (
                 unfinished_item is not None and chain.tiers and int(unfinished_item[1]) == len(chain.tiers) + 1
             ):

@@ -68,7 +68,7 @@ _PASSAGE_LINE = re.compile(r"^.*\{i\}.*\{text\}.*$", re.MULTILINE)
 
 
 def _fill_fields(template: str, values: dict[str, str]) -> str:
-    """Return `template` with its fields replaced, in one pass, so that braces in the values are not fields."""
+    """Return `template` with its fields replaced in one pass. Braces in the values are not treated as fields."""
     return _FIELD.sub(lambda m: values.get(m[1], m[0]), template)
 
 

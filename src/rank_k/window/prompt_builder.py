@@ -52,7 +52,7 @@ class PromptBuilder:
         repairs: Counter[str] = Counter()
         texts, lengths = {}, {}
         for doc_id, passage in passages.items():
-            # Text far beyond the limit is removed first, so that few tokens are counted.
+            # Text far beyond the limit is removed first, which limits the number of tokens to count.
             beginning = truncate_graphemes(passage.text, self.passage_tokens * _MAX_TOKEN_CHARACTERS)
             sanitized = sanitize(beginning)
             texts[doc_id], length = await self._truncate(sanitized, self.passage_tokens, repairs)
@@ -78,10 +78,10 @@ class PromptBuilder:
     async def messages(
         self, prepared_query: PreparedQuery, doc_ids: Sequence[str], context_length: int, repairs: Counter[str]
     ) -> tuple[tuple[Message, ...], int]:
-        """Return the messages about `doc_ids` in this order, and how many tokens reasoning and answer may have.
+        """Return the messages about `doc_ids` in this order, and the token limit of reasoning and answer.
 
-        All of it fits into `context_length` by the rule of `rank_k.window.token_allocation`. Each truncation is counted
-        in `repairs`.
+        Together they fit into `context_length`; `rank_k.window.token_allocation` describes how. Each truncation is
+        counted in `repairs`.
         """
         texts, max_tokens = await self._fit(prepared_query, doc_ids, context_length, repairs)
         return self.template.messages(prepared_query.text, texts), max_tokens
@@ -145,7 +145,7 @@ class PromptBuilder:
 
 
 def presented_order(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, ...]:
-    """Return the order in which a sample presents the window: the input order for sample 0, else a shuffled order."""
+    """Return the order in which a sample presents the window: the input order for sample 0, otherwise a random one."""
     presented_ids = list(doc_ids)
     if sample:
         Random(f"{sample}|{query_id}|{'|'.join(doc_ids)}").shuffle(presented_ids)

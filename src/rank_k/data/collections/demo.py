@@ -191,7 +191,7 @@ def _language_topics() -> Iterator[tuple[str, str, str]]:
     except ImportError as error:
         raise InputError(
             "this Python was installed without the texts of help(), the module pydoc_data",
-            "install the full standard library (on Debian, the package libpython3-stdlib) or another Python",
+            "install the full standard library (on Debian, the package libpython3-stdlib) or use a different Python",
         ) from error
     for topic in sorted(topics, key=lambda topic: (topic in AGGREGATE_TOPICS, topic)):
         yield f"topic:{topic}", topic, topics[topic]
@@ -224,14 +224,14 @@ def _docstrings_in_source() -> Iterator[tuple[str, str, str]]:
     if not sources:
         raise InputError(
             f"this Python was installed without the source of its standard library (there is none in {library})",
-            "run Rank-K with another Python",
+            "run Rank-K with a different Python",
         )
     for module, path in sources:
         yield from _docstrings_of_node(module, ast.parse(path.read_bytes()))
 
 
 def _docstrings_of_node(name: str, node: ast.AST) -> Iterator[tuple[str, str, str]]:
-    """Yield the docstring of `node` and those of the definitions in it, but not those inside functions."""
+    """Yield the docstrings of `node` and of the definitions in it, without definitions inside functions."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         if text := ast.get_docstring(node):
             yield name, name + _without_self(_parameters(node.args)), text

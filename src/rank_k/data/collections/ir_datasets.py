@@ -61,7 +61,7 @@ class IrDataset:
 
     @cached_property
     def queries(self) -> Path:
-        """The queries, a JSONL file. `text` is the default text in ir_datasets; other fields with text follow."""
+        """The queries as a JSONL file. `text` is the default text in ir_datasets; other text fields are included."""
         self._require_part("queries", "queries")
         queries = _rows(self.name, "queries", self._dataset.queries_iter)
         return self._write("queries.jsonl", map(_query_line, queries))
@@ -177,7 +177,7 @@ def _rows(name: str, part: str, iterate: Callable[[], Iterable[Any]]) -> Iterato
     while True:
         with _errors_as_input_error(
             name, part
-        ):  # the context does not include `yield`, so that output of the caller is not suppressed
+        ):  # `yield` is outside the context, because the context would suppress output of the caller
             row = next(rows, None)
         if row is None:
             return
