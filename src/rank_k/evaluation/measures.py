@@ -55,8 +55,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a run against judgments.
 
-    All measures use the same order of documents; ir_measures alone would break ties in RR@10 and Judged@10 differently
-    from nDCG@10. nDCG has linear gains and log2 discounts, as in trec_eval (Järvelin and Kekäläinen 2002).
+    All measures use the same order of documents. (ir_measures itself breaks ties in RR@10 and Judged@10 differently
+    than in nDCG@10.) nDCG has linear gains and log2 discounts, as in trec_eval (Järvelin and Kekäläinen 2002).
 
     Args:
         qrels: The judgments: query id -> document id -> grade.

@@ -150,7 +150,7 @@ class SideCounts:
         left: The number of judgments for the left side.
         right: The number of judgments for the right side.
         ties: The number of ties.
-        share: The proportion of the left side without ties; None if all judgments are ties.
+        share: The proportion of judgments for the left side, ignoring ties; None if all judgments are ties.
         p: The p value of the hypothesis that the side has no effect (exact two-sided binomial test), or None.
     """
 
@@ -304,12 +304,12 @@ def summarize_preferences(rows: Iterable[Judgment]) -> Preferences:
 
 
 def estimate_share(value: float, count: int) -> Share:
-    """Return a proportion with its interval by the score of Wilson (1927).
+    """Return a proportion with its Wilson score interval (1927).
 
     The bootstrap, which is used for measures, gives empty intervals if all judgments are equal, and studies with people
-    have few queries. The interval of Wilson keeps its level for as few as ten (Brown, Cai and DasGupta 2001). It is
-    made for numbers that are 0 or 1. Other numbers with the same mean vary less, so it may be too wide for them but
-    never too narrow.
+    have few queries. The Wilson interval keeps its confidence level for as few as ten queries (Brown, Cai and DasGupta
+    2001). It assumes numbers that are 0 or 1. Other numbers with the same mean vary less, so the interval may be too
+    wide for them, but not too narrow.
 
     Args:
         value: The mean of the numbers, which are between 0 and 1.

@@ -55,8 +55,8 @@ def make_strategy(
         stride: Number of passages that the sliding window moves by (default: 10).
         first_stage_weight: Weight of the first-stage ranking in `blocks`, 0 or more (default: 1).
         partitions: Number of times that `blocks` ranks all candidates in the first round (default: 1).
-        boundary: Number of windows in which `blocks` ranks again the passages for which it is least certain whether
-            they are in the top 10 (default: 1).
+        boundary: Number of windows in which `blocks` ranks again the passages whose probability of being in the top 10
+            is closest to 1/2 (default: 1).
 
     Raises:
         InputError: If there is no such strategy, or if it rejects an option.

@@ -35,9 +35,9 @@ class Blocks(WindowStrategy):
     """Rank all candidates in blocks, and then the head and the least certain passages.
 
     The first round ranks all candidates in blocks of at most `window` passages from all parts of the list. The second
-    round ranks two windows: the best `window` passages, and the least certain passages, which are those for which it is
-    least certain whether they are in the top 10. The final ranking is sorted by the strengths of a Bradley-Terry model,
-    which is fitted to all rankings. 100 candidates take 7 windows in 2 rounds. numpy is required.
+    round ranks two windows: the best `window` passages, and the least certain passages, whose probability of being in
+    the top 10 is closest to 1/2. The final ranking is sorted by the strengths of a Bradley-Terry model, which is fitted
+    to all rankings. 100 candidates take 7 windows in 2 rounds. numpy is required.
 
     Attributes:
         partitions: Number of times that the first round ranks all candidates (default: 1). The blocks of the second
@@ -139,10 +139,7 @@ def snake_deal(items: Sequence[T], group_count: int) -> list[tuple[T, ...]]:
 
 
 def _least_certain(ranking: Ranking, size: int) -> tuple[str, ...]:
-    """Return the `size` passages for which it is least certain whether they are in the top 10.
-
-    They are in the order of the ranking. Certainty is lowest at a probability of 1/2.
-    """
+    """Return the `size` passages whose probability of being in the top 10 is closest to 1/2, in ranking order."""
     probability = ranking.probability or {}
     least_certain_ids = sorted(
         ranking.doc_ids, key=lambda doc_id: -round(probability[doc_id] * (1 - probability[doc_id]), 7)

@@ -168,7 +168,7 @@ class LoadedCollection:
             self.store.close()
 
     def check_texts(self, first_stage: str, depth: int) -> None:
-        """Raise `InputError` if the text of a candidate is missing. Check this before any call, which costs money."""
+        """Raise `InputError` if the text of a candidate is missing. Call this before the first request to a model."""
         for query_id, candidates in self.runs[first_stage]:
             for candidate in candidates[:depth]:
                 self.store.get(candidate.doc_id, query_id)
