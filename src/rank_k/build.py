@@ -1,4 +1,4 @@
-"""Build the parts of a `Reranker` from its options (model, strategy, ranker of windows, jobs), and close them."""
+"""Build the parts of a `Reranker` from its options (model, strategy, window ranker and jobs), and close them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,14 @@ ModelSource = str | Path | Model | None
 def resolve_options(
     model: ModelSource, given: dict[str, Any], preset: str | None = None
 ) -> tuple[RerankOptions, Student | Weights | None]:
-    """Return the options of a reranker for `model`, and the student or the weights that it is, if it is embedded.
+    """Return the options of a reranker for `model`, and its student or weights if it is embedded.
+
+    A student is a distilled model: base weights with an adapter.
 
     Args:
         model: The model.
         given: The options that the user gave, by name.
-        preset: A name of `options.PRESETS`.
+        preset: The name of a preset in `options.PRESETS`.
 
     Raises:
         InputError: If an option is invalid.
@@ -58,20 +60,20 @@ def resolve_options(
 
 
 def find_local_model(model: ModelSource, given: dict[str, Any]) -> Student | Weights | None:
-    """Return the embedded weights or the student that `model` names, or None if the model is not embedded.
+    """Return the student or the weights called `model`, or None if the model is not embedded.
 
-    Raises `MissingWeights` if they are not on this machine.
+    Raises `MissingWeights` if the weights are not on this machine.
     """
     if given.get("server") is not None or not (model is None or isinstance(model, str | Path)):
         return None
-    # A prompt of the user's own is for the base weights, because a student only works with the prompt it learned.
+    # A custom prompt is used with the base weights, because a student works only with the prompt it was trained on.
     method = given.get("method") if given.get("prompt") is None else "likelihood"
     name = default_model(method) if model is None else model
     return find_student(name) or locate(name)
 
 
 def build_model(model: ModelSource, local_model: Student | Weights | None, options: RerankOptions) -> Model:
-    """Return the model. Nothing is started or connected before its `prepare`."""
+    """Return the model. It starts or connects only when its `prepare` is called."""
     if local_model is not None:
         from rank_k.models.embedded import EmbeddedModel
 
@@ -106,16 +108,16 @@ def build_model(model: ModelSource, local_model: Student | Weights | None, optio
 
 
 def build_strategy(strategy: str | Strategy, options: RerankOptions) -> Strategy:
-    """Return the strategy of that name, or `strategy` itself, set up for the options' method.
+    """Return the strategy called `strategy`, or `strategy` itself, adapted to the scoring method of the options.
 
     Raises:
-        InputError: If there is no such strategy, or the options do not suit it.
+        InputError: If there is no such strategy, or it rejects an option.
     """
     if options.method == "likelihood":
         return Single(max(options.depth, 2))
     is_combined = options.method == "combined"
     if isinstance(strategy, str):
-        # In "combined", the listwise strategy starts from the likelihood ranking and not from the first stage's.
+        # With the method combined, the input of the listwise strategy is not the first-stage ranking.
         weight = 1.0 if is_combined else options.first_stage_weight
         strategy = make_strategy(strategy, window=options.window, stride=options.stride, first_stage_weight=weight)
     if is_combined and not isinstance(strategy, Combined):
@@ -131,7 +133,7 @@ def build_ranker(
     options: RerankOptions,
     local_model: Student | Weights | None,
 ) -> WindowRanker:
-    """Return what ranks a window by the options' method, with calls to `model` through `journal`."""
+    """Return the window ranker for the scoring method of the options. `journal` stores its calls to `model`."""
     model = CachedModel(StopOnRepetition(model), journal, retries, on_retry, options.concurrency or 1)
     student = local_model if isinstance(local_model, Student) else None
     if options.method == "likelihood":
@@ -148,7 +150,7 @@ def build_ranker(
 
 
 def close_parts(loop: LoopThread, model: Model, journal: Journal) -> None:
-    """Close what a reranker is made of. A function, because it also runs after the reranker is garbage."""
+    """Close the parts of a reranker. It is a function, because it may run after the reranker was garbage-collected."""
     try:
         loop.stop(model.close)
     finally:

@@ -21,15 +21,16 @@ Hook = Callable[..., None]
 
 
 class DocumentRanker:
-    """Ranks the documents of one query after another. In the journal, these queries are one run.
+    """Ranks documents for single queries. In the journal, all queries of this object form one run.
 
     Args:
-        make_engine: Returns an engine; keyword arguments as those of `Engine`.
-        prepare: Prepares model and ranker until a deadline, for a reasoning mode; returns whether they are prepared.
-        journal: Where the run is stored. It starts with the first query.
+        make_engine: Returns an engine. It is called with keyword arguments of `Engine`.
+        prepare: Prepares the model and the window ranker, given a deadline and a reasoning mode. Returns whether they
+            are prepared.
+        journal: The journal that stores the run. The run begins with the first query.
         model: The model, whose name is part of the run's settings.
         options: The options of the reranker.
-        strategy: The strategy of queries that do not name one.
+        strategy: The default strategy.
     """
 
     def __init__(

@@ -1,10 +1,11 @@
 """Run the strategies of many queries concurrently.
 
-Scheduling: the next window to be ranked is that of the query with the most remaining windows, because the longest
-chain of rounds decides when the run ends; among equals, the earlier query comes first. At most `OPEN_QUERIES_PER_SLOT`
-x `concurrency` queries are open at once. Finished rankings wait in the journal for their turn, so that memory does not
-grow with the number of queries and results come in input order. A query with a window whose request waits in a batch
-file ends after the round with its best ranking so far, so that every request of the round is in the file.
+Scheduling: the next window to be ranked is from the query with the most remaining windows, because the longest chain of
+rounds determines when the run ends. If several queries have equally many, the earliest one comes first. At most
+`OPEN_QUERIES_PER_SLOT` x `concurrency` queries are open at the same time. Finished rankings are kept in the journal
+until they can be returned in input order, so that memory does not grow with the number of queries. If a request waits
+in a batch file, its query ends after the current round with its best ranking so far. All requests of the round are then
+in the file.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ OPEN_QUERIES_PER_SLOT = 4
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A query to be reranked. `candidates` are ranked; the ids in `tail` follow them in their order.
+    """A query to be reranked. `candidates` are ranked; the ids in `tail` follow them in the given order.
 
     `journal_name`: the query's id in the journal.
     """
@@ -54,7 +55,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """A query's ranking. `finished` is False if time or tokens ran out: it is then the best ranking so far."""
+    """A query's ranking. If `finished` is False, time or tokens ran out, and it is the best ranking so far."""
 
     query_id: str
     ranking: Ranking
@@ -71,7 +72,7 @@ class RunStats(CallTotals):
     unranked_windows: int = 0
     """Windows left in input order, because none of their samples has a usable answer."""
     unranked: list[tuple[str, int]] = field(default_factory=list)
-    """(query id, round) of these windows, at most `MAX_LISTED`."""
+    """(query id, round) of each of these windows, for at most `MAX_LISTED` windows."""
     unfinished: list[str] = field(default_factory=list)
 
     MAX_LISTED = 1000
@@ -113,17 +114,17 @@ class Engine:
         strategy: chooses the windows.
         journal: stores queries, windows and rankings as the run `run`.
         concurrency: number of windows in flight.
-        first_position: position of the first job in the input of the journal's run.
+        first_position: position of the first job among the queries of the journal's run.
         deadline: `time.monotonic()` at which the work stops; every query then gets its best ranking so far.
         token_budget: prompt and completion tokens after which no further window starts. Windows in flight are
-            finished, and every query gets its best ranking so far. Cache hits count with their tokens.
-        reasoning: the reasoning mode, if not that of the ranker's settings.
-        on_window: called with (query id, round, window, window) before a window is ranked.
-        on_chunk: called with (query id, round, window, chunk) for each chunk of a response.
-        on_result: called with (query id, round, window, report) when a window is ranked.
-        on_ranking: called with (query id, round, ranking) after each round, with the best ranking so far.
+            finished, and every query gets its best ranking so far. The tokens of cache hits count too.
+        reasoning: the reasoning mode (default: that of the ranker's settings).
+        on_window: called with (query id, round number, window number, window) before a window is ranked.
+        on_chunk: called with (query id, round number, window number, chunk) for each chunk of a response.
+        on_result: called with (query id, round number, window number, report) when a window is ranked.
+        on_ranking: called with (query id, round number, ranking) after each round, with the best ranking so far.
 
-    Rounds and windows count from 0.
+    Rounds and windows are numbered from 0.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class Engine:
         self._finished: dict[int, tuple[str, bool]] = {}  # by position; the ranking is in the journal
         self._tasks: dict[asyncio.Task[WindowReport], tuple[_OpenQuery, int]] = {}
         self._completed: asyncio.Queue[asyncio.Task[WindowReport]] = asyncio.Queue()
-        self._consecutive_failures = 0  # without an answer in between
+        self._consecutive_failures = 0  # windows in a row that got no response
         self._stopped = False
 
     async def run(self, jobs: Iterable[Job]) -> AsyncGenerator[QueryResult, None]:
@@ -185,7 +186,11 @@ class Engine:
     # --- queries ---
 
     def _open_next_query(self, numbered_jobs: Iterable[tuple[int, Job]]) -> bool:
-        """Open one more query, or finish it if it needs no windows or no time is left. Return False without a query."""
+        """Open the next query, or finish it at once if it needs no windows or the run has been stopped.
+
+        Returns:
+            False if there are no more queries.
+        """
         for position, job in numbered_jobs:
             self._journal.store_query(self._run, position, job.journal_name, job.query.text)
             if self._stopped:
@@ -211,7 +216,7 @@ class Engine:
             )
 
     def _add_result(self, open_query: _OpenQuery, window_number: int, result: WindowResult) -> None:
-        """Store a window's result; after the round's last one, start the next round or finish the query."""
+        """Store a window's result. If it completes the round, start the next round or finish the query."""
         open_query.results[window_number] = result
         if len(open_query.results) < len(open_query.round.windows):
             return
@@ -290,7 +295,7 @@ class Engine:
         except RetriesExhausted as error:
             self._consecutive_failures += 1
             if self._consecutive_failures >= max(3, self._concurrency):
-                raise  # the server is gone
+                raise  # the server is no longer available
             return _unranked_report(window, "retries_exhausted", error)
         self._consecutive_failures = 0
         return report
@@ -330,7 +335,7 @@ class Engine:
         return True
 
     async def _stop(self) -> None:
-        """Cancel the windows in flight; every open query gets its best ranking so far, later ones their input order."""
+        """Cancel the windows in flight. Open queries get their best ranking so far, later queries their input order."""
         await self._cancel()
         self._stopped = True
         self._ready.clear()
@@ -350,5 +355,5 @@ class Engine:
 
 
 def _unranked_report(window: Window, repair: str, error: ModelError) -> WindowReport:
-    """Return `window` in its input order, counted as `repair`, because of `error`."""
+    """Return the report of a window that keeps its input order because of `error`, which is counted as `repair`."""
     return replace(WindowReport.unranked(window), traces=("",), repairs=Counter({repair: 1}), error=error)

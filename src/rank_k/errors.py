@@ -11,7 +11,7 @@
     └── ModelError              the model did not respond; `retryable` says whether retrying can help
         ├── ConnectionFailed    the server cannot be reached (retryable)
         ├── ServerOverloaded    429 or 503; `retry_after` in seconds if the server sent it (retryable)
-        ├── ServerError         another 5xx, a dropped connection, a broken stream (retryable)
+        ├── ServerError         any other 5xx, a dropped connection, a broken stream (retryable)
         ├── ContextOverflow     the server says that the prompt does not fit; the prompt is then truncated further
         ├── RequestRejected     any other 4xx: wrong key, unknown model, bad request
         │   ├── FieldRejected   the server rejects an optional field; the request can be sent without it
@@ -54,7 +54,7 @@ class QueryTooLong(InputError):
 
 
 class StrategyError(InputError):
-    """A strategy breaks the protocol of strategies."""
+    """A strategy violates the protocol of strategies."""
 
 
 class MissingExtra(InputError, ImportError):
@@ -98,16 +98,16 @@ class RequestRejected(ModelError):
 
     @property
     def is_about_fields(self) -> bool:
-        """Whether the server may accept the request with other fields, because neither key nor prompt is rejected."""
+        """Whether the server may accept the request with fewer fields: it rejected neither the key nor the prompt."""
         return self.status not in (401, 403) and not isinstance(self, PromptFiltered)
 
 
 class FieldRejected(RequestRejected):
-    """The server refuses an optional field of the request, such as a reasoning budget."""
+    """The server rejects an optional field of the request, such as a reasoning budget."""
 
 
 class PromptFiltered(RequestRejected):
-    """The server's content filter refuses one prompt. The next prompt may be accepted."""
+    """The server's content filter rejects one prompt. It may accept the next prompt."""
 
 
 class ResponsePending(ModelError):
@@ -119,4 +119,4 @@ class RetriesExhausted(ModelError):
 
 
 class JournalError(InputError):
-    """The journal cannot be used (for example because the disk is full), or has another version."""
+    """The journal cannot be used, for example because the disk is full or because its version is not supported."""

@@ -31,7 +31,7 @@ class LoopThread:
         with self._lock:
             if self.stopped:
                 coroutine.close()
-                raise InputError("this reranker is closed", "make a new one")
+                raise InputError("this reranker is closed", "create a new one")
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=_run_loop, args=(self._loop,), name="rank-k", daemon=True)
@@ -39,7 +39,7 @@ class LoopThread:
             return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run to the end and return the result; an interruption (Ctrl-C) cancels the coroutine."""
+        """Run `coroutine` to its end and return its result. An interruption (Ctrl-C) cancels it."""
         future = self.submit(coroutine)
         try:
             return future.result()
@@ -78,7 +78,7 @@ class LoopThread:
     def stop(self, cleanup: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Cancel all coroutines, run `cleanup` when they have ended, and stop. Raises what `cleanup` raises.
 
-        Without any coroutine so far there is nothing to clean up: `cleanup` is not called.
+        If no coroutine was ever started, there is nothing to clean up, and `cleanup` is not called.
         """
 
         async def shut_down() -> None:
@@ -91,7 +91,7 @@ class LoopThread:
         loop, thread = self._loop, self._thread
         if loop is None or thread is None:
             self.stopped = True
-        elif thread is threading.current_thread():  # the owner was collected as garbage in this very thread
+        elif thread is threading.current_thread():  # the owner was garbage-collected in this thread
             self.stopped = True
             loop.create_task(shut_down()).add_done_callback(lambda _: loop.stop())
         else:

@@ -1,4 +1,4 @@
-"""Import optional dependencies, or say which extra installs them."""
+"""Import optional dependencies, or raise an error that names the extra that installs them."""
 
 from __future__ import annotations
 

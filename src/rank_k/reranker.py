@@ -1,4 +1,4 @@
-"""The facade: rerank the documents of one query, or a run.
+"""The main class of Rank-K: rerank the documents of one query, or a run.
 
 from rank_k import Reranker
 with Reranker("hltcoe/Rank-K-32B", server="http://localhost:8000/v1") as reranker:
@@ -36,20 +36,21 @@ class Reranker:
     """Reranks passages with a reasoning language model.
 
     Args:
-        model: With `server`, the name of a model on it. Without: the name or path of embedded weights or of a student
-            (default: rank-k-nano, which is part of the package; for `method="likelihood"` or with a `prompt`, the
-            weights that `rank-k fetch` downloads). Or any object that is a `models.base.Model`.
+        model: With `server`, the name of a model on the server. Without `server`, the name or path of embedded weights
+            or of a distilled model, called a student (default: rank-k-nano, which is part of the package; for
+            `method="likelihood"` or with a `prompt`, the weights that `rank-k fetch` downloads). It can also be an
+            object that implements `models.base.Model`.
         preset: "paper", "fast", "balanced" or "thorough" (see `options.PRESETS`).
         journal: The file that stores every call, so that an interrupted run can be resumed (default: a temporary one).
         retries: How often and how long failed calls are retried.
         on_retry: Called with the error and the seconds until the next attempt.
         options: The options of `rank_k.options`, such as `server`, `method`, `strategy`, `depth`, `reasoning` and
-            `temperature`. An option that is left out has the value of the preset, of the student, or its default.
+            `temperature`. The value of an option that is left out comes from the preset, the student or the default.
 
     Attributes:
-        options: The resolved options; `options.sources` says where each value comes from.
-        strategy, model, journal: What they are made into.
-        stats: Counts of the last `rerank`, during and after it.
+        options: The resolved options. `options.sources` contains the source of each value.
+        strategy, model, journal: The parts that were built from the arguments.
+        stats: Counts of the last call of `rerank`, during and after it.
 
     Raises `InputError` if an option is invalid. A reranker may be used from any thread and any event loop. Close it, or
     use it in a `with` or `async with` statement.
@@ -95,7 +96,7 @@ class Reranker:
         return self._loop.run(self._documents.rank(query, documents, **arguments))
 
     async def arank(self, query: str, documents: Sequence[Document], **arguments: Unpack[QueryArguments]) -> RankedHits:
-        """`rank` for async code. Cancelling it cancels the requests in flight."""
+        """Do the same as `rank` in async code. Cancellation cancels the requests in flight."""
         return await asyncio.wrap_future(self._loop.submit(self._documents.rank(query, documents, **arguments)))
 
     def rerank(
@@ -111,15 +112,16 @@ class Reranker:
     ) -> Iterator[QueryResult]:
         """Yield the new ranking of each query, in the order of the run, as soon as it is available.
 
-        The first `depth` candidates of each query are reranked, the others follow in their order. `max_seconds`: stop
-        then, with the best ranking so far for every query. `stats` counts calls and tokens during and after the run.
+        The first `depth` candidates of each query are reranked, and the others follow in their order. `max_seconds` and
+        `token_budget`: stop after this time or this many tokens, with the best ranking so far for every query. `stats`
+        counts calls and tokens during and after the run.
         """
         pairs = run.items() if isinstance(run, Mapping) else run
         jobs = build.build_jobs(pairs, queries, passages, self.options.depth)
         return self._loop.iterate(self._results(jobs, max_seconds, token_budget, run_name, on_result))
 
     def prepare(self) -> None:
-        """Connect (or start the embedded model) now rather than with the first query. Raises `ModelError`."""
+        """Connect to the server or start the embedded model now, not at the first query. Raises `ModelError`."""
         self._loop.run(self._prepare())
 
     def check(self, queries: Iterable[Query]) -> None:
@@ -150,7 +152,7 @@ class Reranker:
 
     @cached_property
     def _documents(self) -> DocumentRanker:
-        """What ranks the documents of single queries."""
+        """The ranker of documents for single queries."""
         return DocumentRanker(self._engine, self._prepare_until, self.journal, self.model, self.options, self.strategy)
 
     # --- on the background loop ---
@@ -163,7 +165,7 @@ class Reranker:
         self, jobs: Iterable[Job], max_seconds: float | None, token_budget: int | None, run_name: str, on_result: Any
     ) -> AsyncGenerator[QueryResult, None]:
         deadline = deadline_after(max_seconds)
-        await self._prepare_until(deadline)  # after it, the engine keeps every input order
+        await self._prepare_until(deadline)  # if the deadline passes, the engine keeps the input order of every query
         engine = self._engine(
             strategy=self.strategy,
             run=run_name or uuid4().hex,  # concurrent runs share the journal
@@ -180,7 +182,10 @@ class Reranker:
             await results.aclose()
 
     async def _prepare_until(self, deadline: float | None, reasoning: ReasoningMode | None = None) -> bool:
-        """Return whether model and ranker are prepared before `deadline`. If not, other callers still wait for them."""
+        """Prepare the model and the ranker, and return whether that is done before `deadline`.
+
+        After the deadline, the preparation continues, because other callers may wait for it.
+        """
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()) as limit:
                 await self._prepare()

@@ -23,10 +23,10 @@ class RunObserver(Protocol):
     """Follows a run, for a progress display."""
 
     def watch(self, run: Iterable[tuple[str, Sequence[Candidate]]]) -> Iterable[tuple[str, Sequence[Candidate]]]:
-        """Return `run`. Each query is iterated when its work starts."""
+        """Yield the queries of `run`. The next query is requested when the reranker is about to start it."""
 
     def add_result(self, query_id: str, round_number: int, window_number: int, report: WindowReport) -> None:
-        """Receive a ranked window."""
+        """Receive the report of a window that was ranked."""
 
 
 ShowProgress = Callable[[Reranker, int], AbstractContextManager[RunObserver | None]]
@@ -60,7 +60,7 @@ def rerank_run(
         queries: The queries by id.
         passages: The passages or, with `split`, the documents.
         query_count: The number of queries, for the progress display.
-        settings: The settings of the journal's run: everything that decides its calls.
+        settings: Everything that determines the calls of the run. The journal stores it and identifies the run by it.
         split: How long documents are split into passages (default: they are not).
         depth: With `split`, the number of documents to rerank per query. Otherwise the reranker's depth counts.
         max_seconds: Stop after this time with the best ranking so far (default: no limit).
@@ -97,7 +97,7 @@ def passage_split(maxp: Mapping[str, int | None], passage_tokens: int) -> Passag
     if tokens is None:
         if overlap is not None or limit is not None:
             option = "maxp_overlap" if overlap is not None else "maxp_passages"
-            raise InputError(f"{option} needs maxp_tokens", "give maxp_tokens, the length of a passage, too")
+            raise InputError(f"{option} needs maxp_tokens", "also give maxp_tokens, the maximum length of a passage")
         return None
     if tokens > passage_tokens:
         raise InputError(
@@ -110,8 +110,8 @@ def passage_split(maxp: Mapping[str, int | None], passage_tokens: int) -> Passag
 def split_overrides(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a reranker for passages of split documents.
 
-    Its depth counts passages and is unlimited. The prompt has the passages as they were split, whatever the
-    `passage_tokens` of a distilled model are.
+    The depth of the reranker counts passages and is unlimited. Passages are not truncated further, even if a distilled
+    model has a smaller default for `passage_tokens`.
     """
     passage_tokens = options.get("passage_tokens") or InferenceOptions.passage_tokens
     return {**options, "depth": sys.maxsize, "passage_tokens": passage_tokens}

@@ -36,7 +36,7 @@ class Passage:
 
 
 class PassageSource(Protocol):
-    """A source of passages by id: an open corpus, or anything else that can look passages up."""
+    """A source of passages by id: an open corpus, or any other object with this method."""
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
         """Return the passage of a document, which may depend on the query. Raises `InputError` if there is none."""
@@ -58,8 +58,9 @@ Run = Mapping[str, Sequence[Candidate]]
 class Window:
     """Passages to be ranked together, in the order in which the prompt presents them.
 
-    `rank_range` is the (best, worst) final rank, counted from 1, that this window can still affect. `method`: what
-    ranks them, a listwise prompt or the likelihood of the query after each passage (`window/scorers.py`).
+    `rank_range`: the best and the worst final rank, counted from 1, that this window can still affect. `method`: how
+    the passages are ranked, with a listwise prompt or by the likelihood of the query after each passage
+    (`window/scorers.py`).
     """
 
     doc_ids: tuple[str, ...]
@@ -71,8 +72,8 @@ class Window:
 class WindowRanking:
     """One ranking of a window.
 
-    `tiers`: best first; the passages of one tier are tied. Together they always have all passages of the window.
-    `ranked_ids`: the ids that the model itself ranked. The rest were filled in and do not count as comparisons.
+    `tiers`: best first; the passages of one tier are tied. Together, the tiers contain all passages of the window.
+    `ranked_ids`: the ids that the model itself ranked. Other ids were added afterwards and do not count as comparisons.
     `is_valid`: False if there was no usable answer; `tiers` then has the input order without ties.
     """
 
@@ -93,7 +94,7 @@ class WindowRanking:
 class WindowResult:
     """What a strategy receives for a window: its rankings, one per sample (never empty).
 
-    `likelihoods`: by id, the log-likelihood of the query after the passage, if that ranks the window.
+    `likelihoods`: for each id, the log-likelihood of the query after the passage; empty for listwise windows.
     """
 
     window: Window
@@ -105,8 +106,8 @@ class WindowResult:
 class Ranking:
     """A ranking of all candidates, best first.
 
-    `tied[i]` says that passage i is tied with passage i - 1 (`tied[0]` is always False).
-    `probability`: by id, of being among the top 10; None unless the strategy fits a pairwise model.
+    `tied[i]`: whether passage i is tied with passage i - 1 (`tied[0]` is always False).
+    `probability`: for each id, the probability of being in the top 10; None unless the strategy fits a pairwise model.
     """
 
     doc_ids: tuple[str, ...]
@@ -134,9 +135,9 @@ class Ranking:
 class Round:
     """All windows of one query that can be ranked at the same time.
 
-    `ranking`: the best ranking so far, which is the result if the work stops here.
-    `remaining_windows`: the windows of this query that are not ranked yet, with these (an estimate if later rounds
-    depend on the answers). The scheduler prefers the query with the most.
+    `ranking`: the best ranking so far, which is the result if the run stops here.
+    `remaining_windows`: the number of windows of this query that are not ranked yet, including those of this round (an
+    estimate if later rounds depend on the answers). The scheduler prefers the query with the most remaining windows.
     """
 
     windows: tuple[Window, ...]
@@ -147,13 +148,13 @@ class Round:
 # --- requests to a model and its responses ---
 
 ScoringMethod = Literal["listwise", "likelihood", "combined"]
-"""listwise: the model compares the passages of a window. likelihood: the log-likelihood of the query scores each
-passage. combined: the sum of both and the first stage (`strategies/combined.py`)."""
+"""listwise: the model compares the passages of a window. likelihood: the score of each passage is the log-likelihood of
+the query. combined: a weighted sum of both and the first-stage score (`strategies/combined.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """What a request is about. Never sent to a server: for the journal, simulated models and the web page.
+    """The query and the passages of a request. The journal, simulated models and the web page use it; servers do not.
 
     `doc_ids`: the passages, in the order in which the prompt presents them. `purpose`: the step of ranking that the
     request belongs to, as the journal stores it ("ask", "direct", "close", "likelihood" or "probe").
@@ -168,9 +169,9 @@ class RequestContext:
 class Request:
     """A request to a model, independent of the server type.
 
-    `max_tokens`: reasoning and answer together.
+    `max_tokens`: the limit of reasoning and answer together.
     `reasoning`: None leaves the choice to the model, False requests an answer without reasoning.
-    `reasoning_budget`: reasoning tokens, for servers that limit them.
+    `reasoning_budget`: the limit of reasoning tokens, for servers that support one.
     `prefill`: the beginning of the assistant's message; the response continues it.
     `stop`: strings that end the response.
     `constrain_to_ranking_of`: constrain the response to a ranking of that many passages.
@@ -204,9 +205,9 @@ class Usage:
     """Token counts of a response.
 
     Attributes:
-        estimated: Whether the server sent no counts, so that Rank-K estimated all of them.
-        reasoning_estimated: Whether the server counted all tokens but not `reasoning_tokens`, so that Rank-K estimated
-            these from the share of the trace in the characters of the response.
+        estimated: Whether all counts are estimates of Rank-K, because the server sent none.
+        reasoning_estimated: Whether only `reasoning_tokens` is an estimate, because the server did not count reasoning
+            tokens separately. It is computed from the fraction of the response's characters that are in the trace.
     """
 
     prompt_tokens: int = 0
@@ -234,12 +235,12 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response. `reasoning`: the separate field, if the server sends one, else None.
+    """A response. `reasoning`: the separate reasoning field of the server's response; None if there is none.
 
     `finish_reason`: the server's value ("stop", "length", ...), or "stopped" if the callback ended the response.
-    `tokens`: (text, log-probability) of each token of the answer, if requested and sent; for `forced_text`, of the
-    tokens that are the same after every prompt. `call_key`: the key of the call in the journal. `cached`: the response
-    comes from the journal, or from an identical request in flight.
+    `tokens`: (text, log-probability) of each token of the answer, if requested and sent; for `forced_text`, without
+    tokens that may differ between prompts. `call_key`: the key of the call in the journal. `cached`: whether the
+    response comes from the journal, or from an identical request in flight.
     """
 
     text: str
@@ -254,11 +255,11 @@ class Response:
 
 @dataclass(slots=True)
 class CallTotals:
-    """The sum of some calls: of a window, a query, a run or a file. `totals += other` adds another sum.
+    """Totals over the calls of a window, a query, a run or a file. `totals += other` adds other totals.
 
-    `calls` counts all calls, `new_calls` those that were sent to the model now and not found in the journal.
-    `model_seconds`: how long the model took. `saved_tokens`: tokens that were not generated, because repetitive
-    responses were stopped. `repairs`: parse repairs and truncations by kind.
+    `calls`: the number of calls. `new_calls`: the number of calls that were sent to the model now, without
+    cache hits. `model_seconds`: the total time of the responses. `saved_tokens`: the number of tokens that were not
+    generated, because repetitive responses were stopped. `repairs`: parse repairs and truncations by kind.
     """
 
     calls: int = 0
@@ -286,13 +287,13 @@ class StreamChunk(NamedTuple):
 
 
 OnChunk = Callable[[StreamChunk], bool | None]
-"""Called with every chunk when it arrives. Returning True ends the response."""
+"""Called with each chunk when it arrives. If it returns True, the response is stopped."""
 
 
 # --- what `Reranker.rank` receives and returns ---
 
 Document = str | Mapping[str, Any]
-"""A text, or a mapping with a "text" and anything else."""
+"""A text, or a mapping with the key "text" and any other keys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,10 +303,10 @@ class Hit:
     Attributes:
         index: The document's position in the input, from 0.
         text: The text that was ranked.
-        rank: From 1.
+        rank: The rank, from 1.
         score: 1 / rank.
-        tied: Whether it is tied with the hit before.
-        probability: The probability of being among the top 10; None unless the strategy fits a pairwise model.
+        tied: Whether the document is tied with the previous hit.
+        probability: The probability of being in the top 10; None unless the strategy fits a pairwise model.
         likelihood: The natural logarithm of the probability of the query after this text; None unless the method
             uses it.
         document: The document that the caller passed.
@@ -323,7 +324,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RankedHits(Sequence[Hit]):
-    """The hits of a query, best first: a sequence, printed as a table, and shown as a table in notebooks.
+    """The hits of a query, best first. It is a sequence that is displayed as a table, also in notebooks.
 
     Attributes:
         hits: The hits.
@@ -382,7 +383,7 @@ def _shorten(text: str, max_characters: int) -> str:
 
 
 def keep_input_order(texts: Sequence[str], documents: Sequence[Document] = (), top_n: int | None = None) -> RankedHits:
-    """Return the documents in their input order, for when time ran out before any window was ranked."""
+    """Return the documents in their input order, as the result if time ran out before any window was ranked."""
     hits = tuple(
         Hit(index=i, text=text, rank=i + 1, score=1 / (i + 1), document=document)
         for i, (text, document) in enumerate(zip(texts, documents or texts, strict=True))

@@ -111,7 +111,7 @@ def test_corpus_index_rejects_id_with_two_texts(tmp_path: Path) -> None:
     path.write_text("d1\tone\nd2\ttwo\nd1\tother\n")
     with closing(open_corpus_index(path)) as store:
         assert store.get("d2") == Passage("d2", "two")
-        with pytest.raises(InputError, match=r"lines 1 and 3 of .*corpus\.tsv have different texts of document d1"):
+        with pytest.raises(InputError, match=r"lines 1 and 3 of .*corpus\.tsv give different texts for document d1"):
             store.get("d1")
 
 

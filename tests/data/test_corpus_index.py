@@ -86,7 +86,7 @@ def test_corpus_index_returns_same_passages_as_read_passages(
             if len(texts) == 1:
                 assert {index.get(doc_id).text} == texts
             else:
-                with pytest.raises(InputError, match="have different texts of document"):
+                with pytest.raises(InputError, match="give different texts for document"):
                     index.get(doc_id)
         with pytest.raises(InputError, match="document no such id is not in"):
             index.get("no such id")

@@ -199,7 +199,7 @@ def test_read_queries_reads_xml_topics(tmp_path: Path) -> None:
         ("<top><num> 1 <title> a </top>\n<title> b", 2, "text outside all fields ('<title> b')"),
         ("<top><num> 1 <title> a </top>\nmore", 2, "text outside all fields"),
         ("<top 1>\n<top><num> 1 <title> a </top>", 1, "text outside all fields"),
-        ("<top><num> 1 <title> a </top>\n<top><num> 1 <title> b </top>", 2, "appears again with another text"),
+        ("<top><num> 1 <title> a </top>\n<top><num> 1 <title> b </top>", 2, "appears again with a different text"),
         ("<top><num> 1 <desc> a </top>", 1, "no field title"),
         ("<top><num> 1 <title>  </top>", 1, "no text in title"),
         ("<topics>\n<topic number='1'>\n<query>a</topic></topics>", 3, "bad XML"),

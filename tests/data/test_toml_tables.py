@@ -84,7 +84,7 @@ def test_read_converts_nested_tables() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("titel = 'x'", r"^basket\.toml: unknown key titel \(did you mean title\?\); expected some of title, fruit, "),
+        ("titel = 'x'", r"^basket\.toml: unknown key titel \(did you mean title\?\); expected one of title, fruit, "),
         ("title = 'x'", "fruit is missing; expected a list"),
         ("title = 'x'\n[[fruit]]\nweight = 1", r"fruit\[0\]\.name is missing; expected text"),
         ("title = 'x'\nfruit = []\n[best]\nnam = 'y'", r"unknown key best\.nam \(did you mean name\?\)"),

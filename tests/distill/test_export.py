@@ -165,7 +165,7 @@ def test_export_gguf_rejects_what_it_cannot_export(lora_student: Path, full_stud
     with pytest.raises(InputError, match="there is no adapter"):
         export_gguf(full_student, tmp_path / "x.gguf", adapter=True)
     assert not (tmp_path / "x.gguf").exists()
-    with pytest.raises(InputError, match="unknown type Q3"):
+    with pytest.raises(InputError, match="unknown quantization type Q3"):
         export_gguf(lora_student, quantization="Q3")
     for content in ("{}", "[]", "[" * 100_000):
         (tmp_path / "run.json").write_text(content)

@@ -123,7 +123,7 @@ def test_write_full_model_replaces_fully_trained_weights(tiny_gguf: Path, tmp_pa
 
 
 def test_gguf_writer_rejects_unknown_weights(tiny_gguf: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not of LoRA"):
+    with pytest.raises(InputError, match="not a LoRA tensor"):
         pair_lora_tensors({"base_model.model.model.layers.0.mlp.up_proj.lora_magnitude": np.zeros(1)})
     unknown_module = TrainedWeights(
         {"model.layers.0.mlp.z_proj.weight": (np.zeros((1, 1)), np.zeros((1, 1)))}, {}, 1, 1.0

@@ -56,7 +56,7 @@ def test_read_recipe_fills_defaults(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (("learning_rate", "lerning_rate"), r"unknown key training\.lerning_rate \(did you mean learning_rate\?\)"),
-        (('name = "mine"', 'name = "mine"\nzzz = 1'), "unknown key zzz; expected some of name, base"),
+        (('name = "mine"', 'name = "mine"\nzzz = 1'), "unknown key zzz; expected one of name, base"),
         (("max_length = 512", ""), r"training\.max_length is missing; expected a whole number"),
         (("max_length = 512", 'max_length = "512"'), r"training\.max_length = '512'"),
         (("max_length = 512", "max_length = true"), r"training\.max_length = True"),

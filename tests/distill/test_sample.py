@@ -263,9 +263,9 @@ def test_write_samples_rejects_sets_made_with_other_options(tmp_path: Path, stor
     output = tmp_path / "sets.jsonl"
     write_samples(make_sampler(store=store), output, 3)
     content = output.read_bytes()
-    with pytest.raises(InputError, match=r"sets\.jsonl:1: the set source/.* differs .* \(set_id, query_id, "):
+    with pytest.raises(InputError, match=r"sets\.jsonl:1: set source/.* differs .* \(set_id, query_id, "):
         write_samples(make_sampler(store=store, seed=1), output, 3)
-    with pytest.raises(InputError, match=r"sets\.jsonl:5: the set source/.* differs"):
+    with pytest.raises(InputError, match=r"sets\.jsonl:5: set source/.* differs"):
         write_samples(make_sampler(store=store), output, 2)
     judged_sampler = make_sampler(store=store)
     judged_sampler.grades = {query_id: {"d1": 1} for query_id in QUERIES}
@@ -434,7 +434,7 @@ def test_distill_sample_resumes_and_reports_existing_sets(collection: Path, caps
     [
         (("--sizes", "many"), "'many' is not a range such as 10-20"),
         (("--ranks", "1-20,x"), "'x' is not a range such as 10-20"),
-        (("--none", "0.1"), "rank-k distill sample: none and skip_negatives need positives"),
+        (("--none", "0.1"), "rank-k distill sample: none and skip_negatives can only be used with positives"),
         (("--nothing",), "rank-k distill sample: there is no option --nothing; see rank-k distill sample --help"),
     ],
 )

@@ -307,7 +307,7 @@ def test_current_judgments_keep_latest_row_regardless_of_side() -> None:
     assert current.replaced == 2
     current_after_undo = current_judgments([*rows, make_judgment(1, UNDONE, minute=3)])
     assert (current_after_undo.judgments, current_after_undo.replaced, current_after_undo.undone) == ((), 2, 1)
-    with pytest.raises(InputError, match="taken back"):
+    with pytest.raises(InputError, match="withdrawn"):
         summarize_preferences([*rows, make_judgment(1, UNDONE, minute=3)])
 
 

@@ -185,7 +185,7 @@ def test_journal_in_a_read_only_folder_can_be_read(was_killed: bool) -> None:
 
 REMEDIES = {
     False: "give another file with --journal",
-    True: "name a file that rank-k rerank --journal wrote",
+    True: "give a file that rank-k rerank --journal wrote",
 }
 """What to do about a file that is not a journal, by whether it should only be read."""
 

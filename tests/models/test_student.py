@@ -115,7 +115,7 @@ def test_find_student_checks_the_base_of_an_adapter(tmp_path: Path, monkeypatch:
         assert isinstance(reranker.model, EmbeddedModel)
         assert reranker.model.identity == f"{base.sha256}+{weights.checksum(file)}"
     write_student(file, "tiny", asdict(TEMPLATE), INFERENCE_OPTIONS, {"name": "base", "sha256": "cd" * 32})
-    with pytest.raises(InputError, match="adapter for other weights"):
+    with pytest.raises(InputError, match="adapter for different weights"):
         find_student(file.parent)
 
 

@@ -149,7 +149,7 @@ def test_next_splits_files_at_the_limits(tmp_path: Path) -> None:
     assert sorted(line for path in paths for line in path.read_bytes().splitlines()) == whole
     other = BatchJob(tmp_path / "small")
     other.limits = {"max_bytes": 100}
-    with pytest.raises(InputError, match="larger than a file may be"):
+    with pytest.raises(InputError, match="but a file may have at most"):
         other.write_next()
     assert not list((tmp_path / "small").glob("requests-*"))
 

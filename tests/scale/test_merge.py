@@ -147,7 +147,7 @@ def test_merge_rejects_shards_of_other_divisions_runs_and_options(tmp_path: Path
     with pytest.raises(InputError, match="different runs, or were made with different options"):
         merge(tmp_path / "merged.trec", [*parts[:4], other_queries])
     rerank(tmp_path / "whole.trec")
-    with pytest.raises(InputError, match="not that of a shard"):
+    with pytest.raises(InputError, match="not the journal of a shard"):
         merge(tmp_path / "merged.trec", [*parts[:4], tmp_path / "whole.trec"])
 
 

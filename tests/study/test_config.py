@@ -257,7 +257,7 @@ def test_read_study_rejects_study_without_required_part(part: str, tiny_config: 
 
 
 def test_read_study_rejects_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="name a TOML file"):
+    with pytest.raises(InputError, match="give a TOML file"):
         read_study(tmp_path / "none.toml", tmp_path)
 
 

@@ -80,14 +80,14 @@ def test_is_finished_is_false_after_interrupted_rerun(bench: StudyBench) -> None
 def test_record_identity_rejects_changed_model(bench: StudyBench) -> None:
     bench.folder.record_identity("m", "weights 1")
     bench.folder.record_identity("m", "weights 1")
-    with pytest.raises(InputError, match="identity for m: weights 1, now weights 2; give another --output"):
+    with pytest.raises(InputError, match="identity for m: weights 1, now weights 2; choose a different --output"):
         StudyFolder(bench.folder.path).record_identity("m", "weights 2")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 99, "collections": {}, "models": {}, "cells": {}}'])
 def test_study_folder_rejects_invalid_study_json(tmp_path: Path, content: str) -> None:
     (tmp_path / "study.json").write_text(content)
-    with pytest.raises(InputError, match="give another --output"):
+    with pytest.raises(InputError, match="choose a different --output"):
         StudyFolder(tmp_path)
 
 

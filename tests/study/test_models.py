@@ -83,7 +83,7 @@ def test_study_command_launches_embedded_model(
 
     weights.write_bytes(b"GGUF and something else")
     assert main([*command[:-1], "off,200,300"]) == 2
-    assert "has another identity for tiny.gguf" in capsys.readouterr().err
+    assert "was started with a different identity for tiny.gguf" in capsys.readouterr().err
 
 
 # --- a judge's noise ---

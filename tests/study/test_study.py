@@ -230,7 +230,7 @@ def test_rankings_by_round_rejects_windows_of_another_cell() -> None:
     record = WindowRecord("q", 0, 0, first_round.windows[0], (), (ranking,), {})
     with pytest.raises(JournalError, match="in the middle"):
         rankings_by_round(cell.make_strategy(), candidates, "q", [record])
-    with pytest.raises(JournalError, match="other windows than this cell"):
+    with pytest.raises(JournalError, match="differ from those of this cell"):
         rankings_by_round(replace(cell, window=10).make_strategy(), candidates, "q", [record])
     assert rankings_by_round(cell.make_strategy(), candidates[:1], "q", [])[0].doc_ids == ("d0",)
     rounds.send([WindowResult(first_round.windows[0], (ranking,))])

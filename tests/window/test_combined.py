@@ -175,7 +175,7 @@ def test_reranker_combined_makes_no_calls_for_one_passage() -> None:
 def test_reranker_combined_rejects_models_without_likelihoods() -> None:
     with (
         Reranker(ScriptedModel([]), method="combined") as reranker,
-        pytest.raises(InputError, match="cannot be asked how likely"),
+        pytest.raises(InputError, match="does not return the probability"),
     ):
         reranker.rank("q", TEXTS)
 

@@ -129,7 +129,7 @@ def test_reranker_likelihood_raises_when_token_grammars_are_rejected(llamacpp: C
 @pytest.mark.parametrize("owner", ["vllm", "somebody"])
 def test_reranker_likelihood_rejects_unsupported_servers_before_any_call(loopback: StartLoopback, owner: str) -> None:
     server = loopback(owned_by=owner)
-    with make_reranker(server) as reranker, pytest.raises(InputError, match="cannot be asked how likely"):
+    with make_reranker(server) as reranker, pytest.raises(InputError, match="does not return the probability"):
         reranker.prepare()
     assert completion_requests(server) == []
 

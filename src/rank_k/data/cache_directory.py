@@ -14,8 +14,8 @@ from rank_k.errors import InputError
 def cache_directory() -> Path:
     """Return the directory for cached files.
 
-    It is `RANK_K_CACHE` if that environment variable is set, else the directory `rank-k` in `XDG_CACHE_HOME` or in the
-    system's directory for caches.
+    It is the value of the environment variable `RANK_K_CACHE` if that is set, and otherwise the directory `rank-k` in
+    `XDG_CACHE_HOME` or in the system's directory for caches.
 
     Raises:
         InputError: If none of these exists because the user has no home directory.
@@ -50,7 +50,7 @@ def write_cached(name: str, lines: Iterable[bytes]) -> Path:
             file.writelines(lines)
     except OSError as error:
         problem = f"cannot write {error.filename or path} ({error.strerror or error})"
-        raise InputError(problem, "free disk space or set RANK_K_CACHE to another directory") from error
+        raise InputError(problem, "free disk space or set RANK_K_CACHE to a different directory") from error
     return path
 
 

@@ -29,7 +29,7 @@ OnProgress = Callable[[int, int], None]
 
 SUFFIX = ".index.sqlite"
 FORMAT_VERSION = 3
-"""Stored in every index. An index with another version is rebuilt."""
+"""Stored in every index. An index with a different version is rebuilt."""
 
 PERSIST_FROM_BYTES = 8 * 2**20
 """The index of a file of at least this size is saved. Smaller files are indexed in about a second or less."""
@@ -78,7 +78,7 @@ class CorpusIndex:
         first_number, first_text = rows[0]
         if other_numbers := [number for number, text in rows if text != first_text]:
             lines = f"lines {first_number} and {other_numbers[0]} of {self.path}"
-            raise InputError(f"{lines} have different texts of document {doc_id}", "remove one of them")
+            raise InputError(f"{lines} give different texts for document {doc_id}", "remove one of them")
         return Passage(doc_id, first_text)
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ def open_corpus_index(
     """
     path = Path(path)
     on_progress = on_progress or (lambda done, total: None)
-    reject_pipe(path, "passages are looked up by id: write them to a file")
+    reject_pipe(path, "passages are looked up by id, so write them to a file")
     with open_compressed(path, PASSAGES.expected) as stream:
         file_stat = os.fstat(stream.raw.fileno())
     if file_stat.st_size < persist_from_bytes:
@@ -135,7 +135,7 @@ def _open_persistent(path: Path, file_stat: os.stat_result, on_progress: OnProgr
             problems.append(f"{index_path.parent}: another process replaced it")
     raise InputError(
         f"the index of {path} cannot be saved ({'; '.join(problems)})",
-        "free space in one of these directories or set RANK_K_CACHE to another one",
+        "free space in one of these directories, or set RANK_K_CACHE to a different directory",
     )
 
 
@@ -145,7 +145,7 @@ def _open_complete(index_path: Path, file_stat: os.stat_result) -> sqlite3.Conne
         return None
     # immutable: SQLite creates no lock files; the directory may be read-only
     db = _connect(f"{index_path.as_uri()}?mode=ro&immutable=1")
-    with suppress(sqlite3.Error):  # not a database, or the database of another program
+    with suppress(sqlite3.Error):  # not a database, or the database of a different program
         if db.execute("SELECT format, size, changed FROM source").fetchone() == _file_state(file_stat):
             return db
     db.close()
@@ -177,7 +177,7 @@ def _make_database(uri: str, path: Path, file_stat: os.stat_result, on_progress:
         rows = ((number, id_key(passage.doc_id), passage.text) for number, passage in passages)
         db.executemany("INSERT INTO passages VALUES (?, ?, ?)", rows)
         on_progress(size, size)
-        # after the rows: sorting all of them at once is much faster
+        # created after all rows were inserted, because sorting all rows at once is much faster
         db.execute("CREATE INDEX passages_by_id ON passages (id)")
         db.execute("INSERT INTO source VALUES (?, ?, ?)", _file_state(file_stat))
         db.execute("COMMIT")

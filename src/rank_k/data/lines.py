@@ -1,8 +1,9 @@
 """Read the lines of text files and the JSON in them. All readers of input files use this module.
 
-Files may be compressed with gzip or Zstandard; the first bytes of the file decide, not its name. A byte order mark,
-CRLF line ends and blank lines are accepted. Ids are decoded as UTF-8 with surrogateescape, so that the output has the
-same bytes as the input. Undecodable bytes in the text of queries and passages become U+FFFD.
+Files may be compressed with gzip or Zstandard, which is detected from the first bytes of the file, not from its name. A
+byte order mark, CRLF line ends and blank lines are accepted. Ids are decoded as UTF-8 with surrogateescape, so that
+they have the same bytes in the output as in the input. Undecodable bytes in the text of queries and passages become
+U+FFFD.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def id_key(identifier: str) -> bytes:
 
 
 def is_encodable(identifier: str) -> bool:
-    """Return whether an id can be written to a file. JSON can escape half of a surrogate pair, which cannot."""
+    """Return whether an id can be written to a file. JSON can contain half of a surrogate pair, which cannot."""
     return _UNENCODABLE.search(identifier) is None
 
 

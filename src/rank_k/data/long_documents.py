@@ -1,4 +1,4 @@
-"""Split long documents into passages, and rank each document where its best passage ranks.
+"""Split long documents into passages, and rank each document by its best passage.
 
 This is MaxP (Dai and Callan, SIGIR 2019). The passages of document `d` have the ids `d#0`, `d#1`, ... The number
 follows the last `#`, so that ids are unique even if the ids of documents contain `#`.
@@ -43,7 +43,9 @@ class PassageSplit:
 
     def __post_init__(self) -> None:
         if self.tokens < MIN_PASSAGE_TOKENS:
-            raise InputError(f"passages of {self.tokens} tokens are too short", f"give {MIN_PASSAGE_TOKENS} or more")
+            raise InputError(
+                f"passages of {self.tokens} tokens are too short", f"give {MIN_PASSAGE_TOKENS} tokens or more"
+            )
         if not 0 <= self.overlap <= self.tokens // 2:
             problem = f"passages of {self.tokens} tokens cannot overlap by {self.overlap}"
             raise InputError(problem, f"give at most half, {self.tokens // 2}")
@@ -128,7 +130,7 @@ def collapse_to_documents(ranking: Ranking) -> Ranking:
 
 
 class SplitRun:
-    """A run of documents as a run of their passages. It is also the source of these passages.
+    """A run of documents, converted to a run of their passages. It is also the `PassageSource` of these passages.
 
     Iterating yields pairs of query id and candidates, which are passages of the first `depth` documents of the query.
     `document_rankings` converts rankings of passages to rankings of documents. Only one query is in memory at a time.

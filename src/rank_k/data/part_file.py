@@ -1,4 +1,4 @@
-"""Write files so that they are complete or absent, whenever the process ends.
+"""Write files so that they are complete or absent, even if the process is interrupted.
 
 PartFile           for outputs, which only one process writes at a time
 replacement_path   for cached files, which several processes may write at the same time
@@ -29,9 +29,9 @@ class PartFile:
     """A binary output file, which replaces `path` when it is complete.
 
     Data are written to `path` + ".part". When the `with` block ends, that file is renamed to `path`. After an
-    exception, the part file stays for inspection and `path` is unchanged. A symbolic link at `path` is followed; one
-    at the part file is an error. The part file is locked while it is written, so that two commands with the same
-    output cannot mix their lines. The lock ends with the process.
+    exception, the part file stays for inspection and `path` is unchanged. If `path` is a symbolic link, it is followed;
+    if the part file is a symbolic link, that is an error. The part file is locked while it is written, so that two
+    commands with the same output cannot mix their lines. The lock ends with the process.
 
     Args:
         path: The file to write.
@@ -44,7 +44,7 @@ class PartFile:
         self.target = Path(os.path.realpath(path))
         self.path = self.target.with_name(self.target.name + ".part")
         if self.target.exists() and not self.target.is_file():
-            raise InputError(f"{path} is not a regular file", "name a file that can be replaced")
+            raise InputError(f"{path} is not a regular file", "give a regular file, which can be replaced")
 
     def __enter__(self) -> Self:
         try:
@@ -52,7 +52,7 @@ class PartFile:
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise InputError(f"{self.path} is a symbolic link", "remove it") from error
-            raise InputError(f"cannot write {self.path} ({error.strerror})", "name another file") from error
+            raise InputError(f"cannot write {self.path} ({error.strerror})", "choose a different file") from error
         self._file = os.fdopen(descriptor, "wb")
         return self
 
@@ -112,7 +112,7 @@ def lock_exclusively(descriptor: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise InputError(
-            f"another process is writing {path}", "wait until it has finished, or name another file"
+            f"another process is writing {path}", "wait until it has finished, or choose a different file"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # the file system has no locks

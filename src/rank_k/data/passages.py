@@ -49,7 +49,7 @@ def read_numbered_passages(
 
 
 def missing_passage_error(doc_id: str, query_id: str | None, source: str) -> InputError:
-    """Return the error that a document is not in `source`.
+    """Return the error for a document that is not in `source`.
 
     Args:
         doc_id: The document.

@@ -48,7 +48,8 @@ def read_queries(path: str | Path, fields: str | None = None) -> dict[str, Query
     queries: dict[str, Query] = {}
     for number, query_id, text in _read_query_rows(path, names):
         if queries.setdefault(query_id, Query(query_id, text)).text != text:
-            raise FormatError(path, number, f"query {query_id} appears again with another text", "each query id once")
+            problem = f"query {query_id} appears again with a different text"
+            raise FormatError(path, number, problem, "each query id once")
     return queries
 
 

@@ -47,7 +47,7 @@ def parse_records(
         path: The file, for error messages.
         lines: The lines of the file with their numbers.
         record_format: The accepted keys of id and text.
-        fields: Names of JSON fields. If there are any, the text consists of these fields instead.
+        fields: Names of JSON fields that the text consists of (default: one of `record_format.text_keys`).
 
     Raises:
         FormatError: If a line is not a record.
@@ -85,7 +85,7 @@ def _parse_tsv(path: Path, number: int, line: bytes, expected: str) -> tuple[str
 
 
 def record_id(path: Path, number: int, record: Mapping[str, Any], id_keys: Sequence[str]) -> str:
-    """Return the id of a JSON object as a string; it may be a whole number in the file.
+    """Return the id of a JSON object as a string. In the file, it may be a whole number.
 
     Raises:
         FormatError: If there is no id, or if it is empty or cannot be encoded.

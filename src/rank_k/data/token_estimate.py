@@ -25,9 +25,9 @@ def estimate_tokens(text: str) -> int:
 
 
 def max_token_bound(text: str) -> int:
-    """Return an upper bound of the number of tokens of `text`, for tokenizers with byte fallback.
+    """Return an upper bound on the number of tokens of `text`, for tokenizers with byte fallback.
 
-    It is one token per UTF-8 byte and one for the beginning of the text.
+    It is one token per UTF-8 byte, plus one for the beginning of the text.
     """
     return len(text) + 1 if text.isascii() else len(text.encode("utf-8", "surrogatepass")) + 1
 
@@ -67,7 +67,7 @@ _FLAG_LETTERS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 
 
 def _extends_grapheme(text: str, index: int) -> bool:
-    """Return whether the character at `index` belongs to the grapheme before it (UAX #29). If in doubt, it does."""
+    """Return whether the character at `index` belongs to the grapheme before it (UAX #29); True if in doubt."""
     category = unicodedata.category(text[index])
     if category in ("Mn", "Mc", "Me") or _EXTENDS.match(text, index):
         return True

@@ -1,4 +1,4 @@
-"""Read TOML files into frozen dataclasses. Error messages name the key of the wrong value."""
+"""Read TOML files into frozen dataclasses. Error messages contain the key of the invalid value."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}", "name a TOML file") from error
+        raise InputError(f"{path}: {error.strerror}", "give a TOML file") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text", "name a TOML file") from error
+        raise InputError(f"{path} is not UTF-8 text", "give a TOML file") from error
     except tomllib.TOMLDecodeError as error:
         raise FormatError(path, 0, str(error), "TOML") from error
 
@@ -46,7 +46,7 @@ class TableReader:
     Args:
         path: The file, for error messages.
         folder: The folder that relative paths in the file start from.
-        keys: The keys in the file of the fields whose key is not their name.
+        keys: Maps the name of a field to its key in the file, for fields whose key differs from their name.
     """
 
     path: Path
@@ -71,7 +71,7 @@ class TableReader:
             if key not in names:
                 matches = get_close_matches(key, names, n=1)
                 suggestion = f" (did you mean {matches[0]}?)" if matches else ""
-                raise self.error(f"unknown key {prefix}{key}{suggestion}", f"some of {', '.join(names)}")
+                raise self.error(f"unknown key {prefix}{key}{suggestion}", f"one of {', '.join(names)}")
         required = {spec.name for spec in specs if spec.default is MISSING and spec.default_factory is MISSING}
         for key, name in names.items():
             if name in required and key not in table:
@@ -87,11 +87,11 @@ class TableReader:
         return kind(**values)
 
     def error(self, problem: str, expected: str) -> FormatError:
-        """Return the error that the file has a problem where something else is expected."""
+        """Return the error for a problem in the file, with what is expected instead."""
         return FormatError(self.path, 0, problem, expected)
 
     def _convert(self, expected: Any, value: Any, key: str) -> Any:
-        """Return `value` as the type `expected`. Raises `FormatError` if it is of another type."""
+        """Return `value` as the type `expected`. Raises `FormatError` if it has a different type."""
         kind, parts = get_origin(expected), get_args(expected)
         if kind in (Union, UnionType):
             types = [part for part in parts if part is not NoneType]

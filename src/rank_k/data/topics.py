@@ -1,10 +1,10 @@
-"""Parse TREC topics: queries whose fields are marked by tags. The first tag of a file shows which format it has.
+"""Parse TREC topics: queries whose fields are marked by tags. The format of a file is detected from its first tag.
 
     classic   <top> <num> Number: 301 <title> ... <desc> Description: ... <narr> Narrative: ... </top>
               Fields need no closing tags. "&" and "<" need not be escaped.
     XML       <topics> <topic number="1"> <query>...</query> <question>...</question> </topic> </topics>
-              Topics are the children of the root element, whatever their name is. The number is an attribute or an
-              element. The text of a topic without elements is its field `text`.
+              Topics are the children of the root element and may have any name. The number is an attribute or an
+              element. If a topic contains no elements, its text is the field `text`.
 
 This module reads no files: `rank_k.data.queries` does, and composes the queries.
 """
@@ -39,9 +39,9 @@ _FIELD_LABELS = {
     "dom": "Domain",
     "con": "Concept(s)",
 }
-"""Classic fields may begin with a label and a colon, by tag. They are removed."""
+"""The label of each classic field, by tag. If a field begins with its label and a colon, they are removed."""
 _LINE_ATTRIBUTE = " line"
-"""The attribute for the line number of an XML element. Attributes in files cannot have a space in their name."""
+"""The attribute that holds the line number of an XML element. Its name has a space, so no file can contain it."""
 _NUMBER_KEYS = ("number", "num", "id", "identifier", "qid")
 
 

@@ -61,7 +61,7 @@ class RunFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        reject_pipe(self.path, "a run is read twice: write it to a file")
+        reject_pipe(self.path, "a run is read twice, so write it to a file")
         reader = _read_json_rows if starts_with_json(self.path, _RUN_FORMAT) else _read_trec_rows
         self._read_rows: Callable[[], Iterable[_RunRow]] = partial(reader, self.path)
         self.duplicate_count = 0
@@ -98,9 +98,9 @@ class RunWriter(PartFile):
 
     The file is complete or absent, and only one process writes it at a time (see `PartFile`).
 
-    The scores of a query strictly decrease, also in single precision. Every reader therefore keeps the order of the
-    documents: trec_eval and pytrec_eval ignore the rank column, read scores in single precision and sort ties by
-    document id. There are two kinds of scores:
+    The scores of a query strictly decrease, also in single precision, so that every reader keeps the order of the
+    documents. (trec_eval and pytrec_eval ignore the rank column, read scores in single precision, and sort equal scores
+    by document id.) There are two kinds of scores:
 
         `rank-k retrieve`   The BM25 score. If scores are equal, each one after the first is lowered to the next
                             smaller number in single precision.
@@ -134,7 +134,7 @@ class RunWriter(PartFile):
         if scores is None:
             score_texts = [b"%.12f" % (1 / rank) for rank in range(1, len(doc_ids) + 1)]
         else:
-            # 9 digits represent single precision exactly
+            # 9 digits are enough to represent single precision exactly
             score_texts = [b"%.9g" % score for score in _strictly_decreasing(scores)]
         lines = [
             b"%b Q0 %b %d %b %b\n" % (query, trec_field("document id", doc_id), rank, score_text, self._tag)

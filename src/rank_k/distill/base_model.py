@@ -1,7 +1,7 @@
-"""The base model of a student: a name of `rank-k fetch`, a GGUF file, a folder, or a name on the Hugging Face hub.
+"""Load the base model of a student: a name for `rank-k fetch`, a GGUF file, a folder, or a name on Hugging Face.
 
 transformers dequantizes GGUF weights, but still marks the model as quantized and then refuses to save it. This module
-removes the mark.
+removes that mark.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LoadedBase:
 
 
 def find_gguf(weights: str) -> Weights | None:
-    """Return the GGUF file with its checksum, or None for weights of another format.
+    """Return the GGUF file with its checksum, or None if `weights` is not a GGUF file.
 
     Raises:
         RankKError: If there is no such file.
@@ -39,11 +39,11 @@ def load_base(weights: str, *, bf16: bool) -> LoadedBase:
     """Return the model and its tokenizer.
 
     Args:
-        weights: A name of `rank-k fetch`, a GGUF file, a folder, or a name on the hub.
-        bf16: Load the weights in bfloat16 instead of float32. Weights that are trained themselves need float32.
+        weights: A name for `rank-k fetch`, a GGUF file, a folder, or a name on the Hugging Face hub.
+        bf16: Load the weights in bfloat16 instead of float32. Use float32 if all weights are trained (without LoRA).
 
     Raises:
-        InputError: If they cannot be loaded.
+        InputError: If the model or the tokenizer cannot be loaded.
     """
     return LoadedBase(load_model(weights, bf16=bf16), load_tokenizer(weights))
 
@@ -59,7 +59,7 @@ def load_tokenizer(weights: str) -> Any:
 
 
 def load_model(weights: str, *, bf16: bool) -> Any:
-    """Return the model with `weights`, in bfloat16 or float32. Raises `InputError` if it cannot be loaded."""
+    """Return the model in bfloat16 or float32. Raises `InputError` if it cannot be loaded."""
     transformers, torch = load("transformers"), load("torch")
     dtype = torch.bfloat16 if bf16 else torch.float32
     gguf = find_gguf(weights)
@@ -77,7 +77,7 @@ def load_model(weights: str, *, bf16: bool) -> Any:
 
 
 def _source(weights: str, gguf: Weights | None) -> dict[str, Any]:
-    """Return where transformers finds the weights, as arguments of its `from_pretrained`."""
+    """Return the arguments with which `from_pretrained` of transformers loads the weights."""
     if gguf is None:
         return {"pretrained_model_name_or_path": weights}
     return {"pretrained_model_name_or_path": str(gguf.path.parent), "gguf_file": gguf.path.name}
@@ -85,18 +85,20 @@ def _source(weights: str, gguf: Weights | None) -> dict[str, Any]:
 
 @contextmanager
 def _loading(weights: str) -> Iterator[None]:
-    """Load something of `weights` without progress bars. Raises `InputError` with the message of transformers."""
+    """Hide progress bars in the block. Convert loading errors of transformers to `InputError`, with their messages."""
     try:
         with quiet_libraries(), redirect_stderr(StringIO()):
             yield
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         message = " ".join(str(error).split())[:300]
-        raise InputError(f"the weights {weights} cannot be loaded: {message}", "see [base] of the recipe") from error
+        raise InputError(
+            f"the weights {weights} cannot be loaded: {message}", "correct the [base] section of the recipe"
+        ) from error
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Suppress warnings and log lines of transformers, TRL and PEFT below errors."""
+    """Suppress the warnings and log messages of transformers, TRL and PEFT, except errors."""
     logging = load("transformers.utils.logging")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -111,9 +113,9 @@ def quiet_libraries() -> Iterator[None]:
 def bf16_is_fast() -> bool:
     """Return whether this machine computes in bfloat16 natively.
 
-    torch reports that for GPUs. CPUs need special instructions (AVX512-BF16, AMX or Arm's BF16). Other CPUs emulate
+    For GPUs, torch reports it. CPUs need special instructions (AVX512-BF16, AMX or Arm's BF16). Other CPUs emulate
     bfloat16: with AVX2 only, a matrix product takes 48 times as long as in float32. If torch cannot list the CPU's
-    instructions, the result is False, since float32 works everywhere.
+    instructions, the result is False, because float32 works everywhere.
     """
     torch = load("torch")
     if torch.cuda.is_available():

@@ -20,17 +20,17 @@ EXPECTED_FORMAT = (
 
 @dataclass(frozen=True, slots=True)
 class CandidateSet:
-    """A query and its passages, in the order that the prompt presents to the teacher.
+    """A query and its passages, in the order in which the prompt presents them to the teacher.
 
     Args:
-        set_id: Identifies the content: two sets of one id have the same query and documents in the same order.
+        set_id: The id of the set. Sets with the same id have the same query, and the same documents in the same order.
         query_id: The id of the query in its collection.
         query: The text of the query.
         doc_ids: The ids of the passages.
-        passages: Their texts.
-        grades: The grades of the judged passages, or None if the query has no judgments.
+        passages: The texts of the passages, in the order of `doc_ids`.
+        grades: The relevance grades of the judged passages by document id, or None if the query has no judgments.
         source: The name of the collection.
-        license: The license of its texts, or None if it is not known.
+        license: The license of the texts in the collection, or None if it is not known.
     """
 
     set_id: str
@@ -44,12 +44,12 @@ class CandidateSet:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Everything but the texts of the passages."""
+        """All fields except the texts of the passages."""
         return {name: value for name, value in asdict(self).items() if name != "passages"}
 
 
 def make_set_id(source: str, query_id: str, number: int, query: str, doc_ids: Iterable[str]) -> str:
-    """Return the id of the `number`-th set of a query: readable, and different if the content is different."""
+    """Return the id of the `number`-th set of a query. Sets with different content get different ids."""
     content = json.dumps([query, list(doc_ids)]).encode()
     return f"{source}/{query_id}/{number}-{sha256(content).hexdigest()[:8]}"
 
@@ -57,8 +57,8 @@ def make_set_id(source: str, query_id: str, number: int, query: str, doc_ids: It
 def read_license(collection: Path) -> str | None:
     """Return the license in the PROVENANCE.md of a collection's folder, or None.
 
-    It is the text after "License of the data:" up to the end of the line, or else after the first "License" up to the
-    end of the sentence.
+    The license is the text between "License of the data:" and the end of the line. If the file does not contain this
+    label, the license is the text between the first "License" and the end of the sentence.
     """
     provenance = collection / "PROVENANCE.md"
     if not provenance.is_file():
@@ -71,12 +71,12 @@ def read_license(collection: Path) -> str | None:
 
 
 def encode_json_line(row: Mapping[str, Any]) -> bytes:
-    """Return a line of a JSONL file, with ids as the bytes they were read as."""
+    """Return a line of a JSONL file. Undecodable bytes of ids are written as they were read."""
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
 
 
 def read_candidate_sets(path: str | Path) -> Iterator[CandidateSet]:
-    """Stream the sets of a file. Raises `FormatError` for the first line that is not a set."""
+    """Yield the sets of a JSONL file. Raises `FormatError` for the first line that is not a set."""
     names = [field.name for field in fields(CandidateSet)]
     for number, row in read_objects(Path(path), EXPECTED_FORMAT):
         if (problem := _problem(row)) is not None:
@@ -97,7 +97,7 @@ def _problem(row: Mapping[str, Any]) -> str | None:
     if len(doc_ids) != len(passages):
         return f"doc_ids has {len(doc_ids)} entries, but passages has {len(passages)}"
     if len(doc_ids) < 2 or len(set(doc_ids)) < len(doc_ids):
-        return "doc_ids has fewer than two entries, or repeats one"
+        return "doc_ids has fewer than two entries, or contains an id twice"
     if grades is not None and not (isinstance(grades, dict) and all(type(grade) is int for grade in grades.values())):
         return "grades is not an object with an integer for each document id"
     return None if isinstance(row.get("license"), str | None) else "license is not a string"

@@ -1,6 +1,6 @@
-"""Export of a trained student: GGUF with full weights or an adapter, or merged weights for other servers.
+"""Export a trained student: a GGUF file with full weights or an adapter, or merged weights for other servers.
 
-A GGUF file comes with a file of settings (`rank_k.models.student`) and a card that describes how it was made.
+Next to a GGUF file, the export writes a settings file (`rank_k.models.student`) and a model card.
 """
 
 from __future__ import annotations
@@ -34,33 +34,34 @@ def export_gguf(
 ) -> Path:
     """Write the GGUF file of a student, its settings (.json) and its card (.md), and return the path of the GGUF file.
 
-    A run that has not finished is exported as of its newest checkpoint.
+    If the training run has not finished, its newest checkpoint is exported.
 
     Args:
         student: The folder of the training run.
-        gguf: The file to write (default: `student.gguf` in that folder).
+        gguf: The file to write (default: `student.gguf` in the folder `student`).
         quantization: How full weights are stored; one of `QUANTIZATION_TYPES`.
         adapter: Write an adapter for the base model instead of full weights.
-        name: The name of the student (default: the recipe's).
+        name: The name of the student (default: the name of the recipe).
 
     Raises:
-        InputError: If there is no checkpoint yet, or if the base model is not a GGUF file or has changed.
+        InputError: If there is no checkpoint yet, if the base model is not a GGUF file, or if it has changed since the
+            training.
     """
     if quantization not in QUANTIZATION_TYPES:
-        raise InputError(f"unknown type {quantization}", f"give one of {', '.join(QUANTIZATION_TYPES)}")
+        raise InputError(f"unknown quantization type {quantization}", f"give one of {', '.join(QUANTIZATION_TYPES)}")
     metadata = read_run_metadata(student)
     recipe = metadata["recipe"]
     trained_weights = read_trained_weights(find_trained_folder(student))
     base = find_gguf(recipe["base"]["weights"])
     if base is None:
         raise InputError(
-            "the base model is not a GGUF file, from which the export copies vocabulary and metadata",
-            "export with --merged, for servers such as vLLM or for llama.cpp's convert_hf_to_gguf.py",
+            "a GGUF export copies the vocabulary and metadata of the base model, but the base model is not a GGUF file",
+            "export with --merged instead; vLLM and llama.cpp's convert_hf_to_gguf.py read the result",
         )
     if metadata["base_sha256"] != base.sha256:
         raise InputError(
             f"{base.path} has changed since {student} was trained on it",
-            f"restore the file with sha256 {str(metadata['base_sha256'])[:16]}...",
+            f"restore the original file, whose sha256 is {str(metadata['base_sha256'])[:16]}...",
         )
     name = name or recipe["name"]
     target = gguf or student / "student.gguf"
@@ -69,9 +70,11 @@ def export_gguf(
             write_adapter(base.path, trained_weights, part.path, name)
         else:
             write_full_model(base.path, trained_weights, part.path, quantization, name)
-    inference_options = asdict(StudentOptions(**recipe["asking"]))  # an older run has the defaults of newer options
+    # An option that the run does not know, because it is newer than the run, gets its default.
+    inference_options = asdict(StudentOptions(**recipe["asking"]))
     if not adapter and inference_options["method"] == "combined":
-        inference_options["method"] = "listwise"  # the trained weights no longer give the likelihood of queries
+        # Weights that were trained to compare passages no longer estimate query likelihoods.
+        inference_options["method"] = "listwise"
     weights_name = base.name if base.name in NAMED else str(base.path.absolute())
     adapter_of = {"name": weights_name, "sha256": base.sha256} if adapter else None
     label_words = recipe["verdicts"]["words"] if LabelOptions(**recipe["verdicts"]).is_enabled else ()
@@ -102,13 +105,13 @@ def find_trained_folder(student: Path) -> Path:
     checkpoint = find_newest_checkpoint(student)
     if checkpoint is None:
         raise InputError(
-            f"{student} has neither trained weights nor a checkpoint", "run the same rank-k distill train again"
+            f"{student} has neither trained weights nor a checkpoint", "run the same rank-k distill train command again"
         )
     return checkpoint.path
 
 
 def read_trained_weights(folder: Path) -> TrainedWeights:
-    """Return the weights in `folder`, in float32 as training leaves them. Raises `InputError` if there are none."""
+    """Return the weights in `folder` in float32, as training saved them. Raises `InputError` if there are none."""
     tensors: dict[str, Any] = {}
     for path in sorted(folder.glob("*model*.safetensors")):
         tensors |= load("safetensors.numpy").load_file(str(path))

@@ -1,10 +1,10 @@
-"""Trained weights of the llama architecture as a GGUF file: the full model, or an adapter for the base model.
+"""Write trained weights of the llama architecture to a GGUF file: the full model, or an adapter for the base model.
 
-Everything but the weights (vocabulary, chat template, sizes) is copied from the GGUF file of the base model. This needs
-numpy and `gguf`, but not torch.
+Everything except the weights (vocabulary, chat template, sizes) is copied from the GGUF file of the base model. This
+module needs numpy and `gguf`, but not torch.
 
-transformers stores all first halves of the rotary pairs before all second halves, and llama.cpp stores the pairs
-together, so that the rows of query and key projections are reordered (`interleave_rotary_rows`).
+In query and key projections, transformers stores the first rows of all rotary pairs before the second rows of all
+pairs, but llama.cpp stores the two rows of each pair next to each other. `interleave_rotary_rows` reorders them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rank_k.errors import InputError
 from rank_k.optional_deps import load
 
 Tensors = Mapping[str, Any]
-"""Arrays in float32 by their names in transformers, without the prefix of PEFT."""
+"""float32 arrays by their names in transformers, without the prefix that PEFT adds."""
 
 QUANTIZATION_TYPES = ("F16", "Q8_0", "Q4_0")
 _PEFT_NAME = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_([AB])(?:\.default)?\.weight")
@@ -27,13 +27,13 @@ _PEFT_NAME = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_([AB])(?:\.default
 
 @dataclass(frozen=True, slots=True)
 class TrainedWeights:
-    """The result of training, by the names that transformers gives to weights.
+    """The result of training. The keys of both mappings are the names of the weights in transformers.
 
     Args:
-        lora_pairs: (A, B) for each weight that is changed by `alpha` / `rank` * B @ A.
-        full_weights: Weights that replace the original ones.
-        rank: The rank of the adapter; 0 without one.
-        alpha: Its scaling parameter.
+        lora_pairs: The LoRA matrices (A, B) of each weight W: the trained weight is W + `alpha` / `rank` * B @ A.
+        full_weights: Trained weights that replace those of the base model.
+        rank: The rank of the adapter; 0 without an adapter.
+        alpha: The scaling parameter of the adapter.
     """
 
     lora_pairs: Mapping[str, tuple[Any, Any]]
@@ -43,18 +43,21 @@ class TrainedWeights:
 
 
 def pair_lora_tensors(tensors: Tensors) -> dict[str, tuple[Any, Any]]:
-    """Return the (A, B) pairs of an adapter that peft saved. Raises `InputError` for tensors that are not of LoRA."""
+    """Return the (A, B) pairs of an adapter that PEFT saved. Raises `InputError` for tensors other than LoRA's."""
     pairs: dict[str, dict[str, Any]] = {}
     for name, values in tensors.items():
         match = _PEFT_NAME.fullmatch(name)
         if match is None:
-            raise InputError(f"the adapter contains {name}, which is not of LoRA", "train with the targets of a recipe")
+            raise InputError(
+                f"the adapter contains {name}, which is not a LoRA tensor",
+                "train with the method.targets of a shipped recipe",
+            )
         pairs.setdefault(f"{match[1]}.weight", {})[match[2]] = values
     return {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}
 
 
 def write_full_model(source: Path, trained: TrainedWeights, target: Path, quantization: str, name: str) -> None:
-    """Write the weights of `source` with the trained weights merged into them.
+    """Write the base model with the trained weights merged into it.
 
     Args:
         source: The GGUF file of the base model.
@@ -64,7 +67,7 @@ def write_full_model(source: Path, trained: TrainedWeights, target: Path, quanti
         name: The name of the model, for the file's metadata.
 
     Raises:
-        InputError: If the base model is not a llama, or lacks weights that were trained.
+        InputError: If the base model does not have the llama architecture, or lacks weights that were trained.
     """
     gguf, numpy = load("gguf"), load("numpy")
     reader = _open_llama(source)
@@ -84,15 +87,15 @@ def write_full_model(source: Path, trained: TrainedWeights, target: Path, quanti
     if lora_pairs or full_weights:
         raise InputError(
             f"{source} has no weights called {', '.join([*lora_pairs, *full_weights])[:200]}",
-            "give the base model that was trained",
+            "give the base model that the student was trained from",
         )
     _write_file(writer)
 
 
 def write_adapter(source: Path, trained: TrainedWeights, target: Path, name: str) -> None:
-    """Write the LoRA adapter for `source`, in half precision."""
+    """Write the LoRA adapter for the base model `source`, in half precision."""
     if trained.full_weights:
-        raise InputError("all weights were trained, so that there is no adapter", "export without --adapter")
+        raise InputError("all weights were trained, so there is no adapter to export", "export without --adapter")
     numpy = load("numpy")
     lora_pairs, _ = _in_gguf_layout(_open_llama(source), trained)
     writer = load("gguf").GGUFWriter(str(target), "llama")
@@ -107,7 +110,7 @@ def write_adapter(source: Path, trained: TrainedWeights, target: Path, name: str
 
 
 def _in_gguf_layout(reader: Any, trained: TrainedWeights) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]]:
-    """Return the LoRA pairs and the full weights with their names and their order of rows in GGUF."""
+    """Return the LoRA pairs and the full weights with the names and the row order of GGUF."""
     gguf = load("gguf")
     name_map = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, reader.get_field("llama.block_count").contents())
     query_heads = int(reader.get_field("llama.attention.head_count").contents())
@@ -117,7 +120,9 @@ def _in_gguf_layout(reader: Any, trained: TrainedWeights) -> tuple[dict[str, tup
     def gguf_name(name: str) -> str:
         tensor_name = name_map.get_name(name, try_suffixes=(".weight", ".bias"))
         if tensor_name is None:
-            raise InputError(f"llama.cpp has no weights called {name}", "train with the targets of a recipe")
+            raise InputError(
+                f"llama.cpp has no weights called {name}", "train with the method.targets of a shipped recipe"
+            )
         return str(tensor_name)
 
     lora_pairs = {gguf_name(name): pair for name, pair in trained.lora_pairs.items()}
@@ -131,8 +136,8 @@ def _in_gguf_layout(reader: Any, trained: TrainedWeights) -> tuple[dict[str, tup
 def interleave_rotary_rows(values: Any, name: str, heads: tuple[int, int]) -> Any:
     """Return the rows of a query or key projection in the order of llama.cpp, and other weights unchanged.
 
-    A head of n rows holds its rotary pairs as rows (i, i + n / 2) in transformers, and as rows (2i, 2i + 1) in
-    llama.cpp. `heads`: the numbers of query heads and of key heads.
+    In a head with n rows, the i-th rotary pair consists of rows (i, i + n / 2) in transformers, and of rows
+    (2i, 2i + 1) in llama.cpp. `heads`: the number of query heads and the number of key heads.
     """
     count = heads[0] if ".attn_q." in name else heads[1] if ".attn_k." in name else 0
     if not count:
@@ -152,7 +157,10 @@ def _open_llama(source: Path) -> Any:
 
 
 def _storage_type(name: str, values: Any, quantization: str) -> Any:
-    """Return the type of a stored tensor: F32 for vectors, at least 8 bits for embeddings, which are the output too."""
+    """Return the type in which a tensor is stored: F32 for vectors, and at least 8 bits for embeddings.
+
+    Embeddings get more bits because many models also use them as the output projection.
+    """
     types = load("gguf").GGMLQuantizationType
     if values.ndim == 1:
         return types.F32

@@ -1,8 +1,9 @@
-"""Measures of a student on held-out rows, fast enough for use during training.
+"""Measure a student on held-out rows, fast enough for use during training.
 
-For rows with relevance labels, one forward pass measures how well the labels separate relevant from irrelevant
-passages. All labels *shown* in that pass are random, so that the model cannot copy them. That measure, not the loss,
-shows whether the student learns (see `rank_k.distill.label_traces`). A few rows are also answered freely.
+For a row with relevance labels, one forward pass measures how well the predicted labels separate relevant from
+irrelevant passages. In this pass, the text of the completion contains random labels, so the model cannot predict a
+label from the labels before it. This measure, not the loss, shows whether the student learns (see
+`rank_k.distill.label_traces`). For a few rows, the model also generates a complete answer (a free answer).
 """
 
 from __future__ import annotations
@@ -29,17 +30,18 @@ def measure(
 
     Args:
         model: The model, with its adapter.
-        tokenizer: Its tokenizer.
-        examples: The rows.
-        free_answers: The number of rows that are answered freely as well.
+        tokenizer: The tokenizer of the model.
+        examples: The held-out rows.
+        free_answers: The number of rows for which the model also generates an answer.
         max_new_tokens: The maximum length of free answers, in tokens.
 
     Returns:
-        Means over rows by name; None where nothing can be measured. `rows`: the number of rows. `loss`: cross-entropy
-        per token of the completions. `auc`: how well the probability of the best label separates passages of different
-        grades, over rows with passages of more than one grade; `early_auc`: the same at the ends of passages. `ndcg`:
-        nDCG@10 of the ranking by that probability; `presented`: of the order in which the passages are presented.
-        `free_ndcg`: nDCG@10 of free answers that rank anything. `well_formed`: share of free answers without repairs.
+        The measures by name: means over rows, or None if no row has the measure. `rows`: the number of rows. `loss`:
+        the cross-entropy per token of the completions. `auc`: how well the probability of the best label separates
+        passages with different labels, over rows with more than one label. `early_auc`: the same, with labels
+        predicted at the ends of the passages. `ndcg`: nDCG@10 of the ranking by the probability of the best label.
+        `presented`: nDCG@10 of the order in which the passages are presented. `free_ndcg`: nDCG@10 of the generated
+        answers that contain a ranking. `well_formed`: the share of generated answers without parse repairs.
     """
     was_training = model.training
     model.eval()
@@ -72,7 +74,10 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def auc(values: Sequence[float], grades: Sequence[int]) -> float:
-    """Return how often, of two passages of different grade, the better one has the higher value (equal: one half)."""
+    """Return the share of passage pairs with different grades in which the better passage has the higher value.
+
+    A pair with equal values counts as one half.
+    """
     return fmean(
         (first > second) + 0.5 * (first == second)
         for first, grade in zip(values, grades, strict=True)
@@ -82,7 +87,10 @@ def auc(values: Sequence[float], grades: Sequence[int]) -> float:
 
 
 def passage_grades(example: Example) -> list[int]:
-    """Return the grade of each passage by the row's own completion: its label, or its tier counted from the worst."""
+    """Return the grade that the row's completion gives each passage.
+
+    The grade is the label of the passage or, if the completion has no labels, its tier counted from the bottom.
+    """
     if example.label_trace is not None:
         return list(example.label_trace.target_labels)
     ranking = example.completion.rpartition("</think>")[2]
@@ -92,19 +100,19 @@ def passage_grades(example: Example) -> list[int]:
 
 
 def _completion_loss(model: Any, tokenizer: Any, example: Example) -> tuple[float, int]:
-    """Return the cross-entropy of the completion, in nats, and its number of tokens."""
+    """Return the summed cross-entropy of the completion, in nats, and the number of its tokens."""
     torch = load("torch")
     ids = [*example.prompt_ids, *completion_tokens(tokenizer, example.completion)]
     start = len(example.prompt_ids)
     input_ids = torch.tensor([ids], device=model.device)
-    positions = torch.arange(start - 1, len(ids) - 1, device=model.device)  # logits of the completion alone
+    positions = torch.arange(start - 1, len(ids) - 1, device=model.device)  # compute logits for the completion only
     logits = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), logits_to_keep=positions).logits[0]
     total = torch.nn.functional.cross_entropy(logits.float(), input_ids[0, start:], reduction="sum")
     return float(total), len(ids) - start
 
 
 def _measure_labels(model: Any, tokenizer: Any, example: Example, trace: LabelTrace) -> dict[str, float | None]:
-    """Return the measures of the labels of one row."""
+    """Return the four label measures of one row (see `measure`)."""
     torch, grades = load("torch"), trace.target_labels
     random_trace = corrupt_labels(trace, 1.0, Random(f"held out|{example.row}"))
     row = tokenize_row(example, tokenizer, random_trace)
@@ -127,7 +135,7 @@ def _measure_labels(model: Any, tokenizer: Any, example: Example, trace: LabelTr
 
 
 def hidden_states(model: Any) -> Callable[[Any, Any], Any]:
-    """Return a function of token ids and attention mask that computes the last layer's states without the logits."""
+    """Return a function that computes the last layer's states, without logits, from token ids and an attention mask."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     return lambda ids, mask: causal.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
@@ -135,7 +143,7 @@ def hidden_states(model: Any) -> Callable[[Any, Any], Any]:
 def _measure_free_answer(
     model: Any, tokenizer: Any, example: Example, max_new_tokens: int
 ) -> tuple[float | None, float]:
-    """Return nDCG@10 of the model's own answer (None if it ranks nothing), and 1 if it needs no repair, else 0."""
+    """Generate an answer. Return its nDCG@10 (None without a ranking), and 1.0 if it needs no repair, else 0.0."""
     torch = load("torch")
     ids = torch.tensor([[*example.prompt_ids]], device=model.device)
     output_ids = model.generate(

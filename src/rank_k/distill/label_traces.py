@@ -1,4 +1,4 @@
-"""Reasoning traces of relevance labels: one word per passage in the order presented, then the ranking that follows.
+"""Reasoning traces that consist of relevance labels: one label per passage, then the ranking that the labels imply.
 
     <think>
     [1] no
@@ -9,9 +9,9 @@
     [2] > [1] = [3]
 
 A small model that is trained on such rows learns to predict a label from the labels before it: after many "no", a
-"yes" becomes likely. To prevent that, some labels in the text (*shown* labels) are replaced by random ones, while the
-label to be learned at each position (*target* label) stays correct. Then shown labels do not predict the next label,
-and the ranking at the end still follows from the shown labels.
+"yes" becomes likely. To prevent that, training replaces some of the labels in the text (the *shown* labels) by random
+labels, while the label that the model has to predict at each position (the *target* label) stays correct. Then the
+shown labels do not predict the next target label. The ranking at the end always follows from the shown labels.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _LABEL_LINE = re.compile(r"\[(\d+)\] (.+)")
 
 @dataclass(frozen=True, slots=True)
 class LabelTrace:
-    """Relevance labels of a window, as indices of `words`, worst first.
+    """The relevance labels of the passages in a window. A label is an index into `words`.
 
     Args:
-        shown_labels: The label of each passage in the text.
-        target_labels: The label to be learned at each of these positions.
-        words: The labels as words.
+        shown_labels: The label that the text contains for each passage.
+        target_labels: The label that the model has to predict for each passage.
+        words: The words that stand for the labels, worst first.
     """
 
     shown_labels: tuple[int, ...]
@@ -40,24 +40,24 @@ class LabelTrace:
 
     @property
     def reasoning(self) -> str:
-        """One line per passage, which ends in its label."""
+        """The text of the reasoning: one line per passage, with its number and its shown label."""
         return "\n".join(f"[{i}] {self.words[label]}" for i, label in enumerate(self.shown_labels, 1))
 
     @property
     def ranking(self) -> str:
-        """The ranking that follows from the shown labels: best first, equal ones tied in the order presented."""
+        """The ranking that follows from the shown labels: best first, with ties between passages of the same label."""
         labels = list(enumerate(self.shown_labels, 1))
         tiers = sorted(set(self.shown_labels), reverse=True)
         return " > ".join(" = ".join(f"[{i}]" for i, label in labels if label == tier) for tier in tiers)
 
     @property
     def text(self) -> str:
-        """The completion."""
+        """The completion: the reasoning and the ranking."""
         return f"<think>\n{self.reasoning}\n</think>\n\n{self.ranking}"
 
 
 def parse_label_trace(completion: str, words: Sequence[str]) -> LabelTrace | None:
-    """Return the labels in a completion of exactly the form above; None if it has another form."""
+    """Return the labels in a completion that has exactly the format in the module's docstring, else None."""
     before_reasoning, _, after_opening = completion.partition("<think>\n")
     reasoning, separator, _ = after_opening.partition("\n</think>\n\n")
     if before_reasoning or not separator:
@@ -73,7 +73,7 @@ def parse_label_trace(completion: str, words: Sequence[str]) -> LabelTrace | Non
 
 
 def corrupt_labels(trace: LabelTrace, probability: float, random: Random) -> LabelTrace:
-    """Return `trace` with each shown label replaced, with this probability, by any of the words."""
+    """Return `trace` with shown labels replaced: each one, with this probability, by a random label."""
     indices = range(len(trace.words))
     return replace(
         trace,

@@ -1,11 +1,11 @@
-"""A teacher that answers from relevance judgments, for training without a teacher model.
+"""A teacher that takes its answers from relevance judgments, for training without a teacher model.
 
-Its reasoning is one label per passage in the order presented, and its ranking follows from the labels (see
-`rank_k.distill.label_traces`): `no` for grade 0, below, and unjudged passages; `yes` for the highest grade of the
-collection; `partly` for grades in between.
+Its reasoning contains one relevance label per passage, and its ranking follows from the labels (see
+`rank_k.distill.label_traces`). Passages with the highest grade of the collection get the label `yes`. Unjudged
+passages and passages with grade 0 or less get `no`. All other passages get `partly`.
 
-It is a `Model` like any other, so that its prompts are byte-identical to those of a reranker, and its responses are
-stored and selected like those of any teacher.
+The teacher implements `Model`. Its prompts are therefore identical to those of a reranker, and its responses are
+stored and selected like those of a teacher model.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ LABEL_WORDS = ("no", "partly", "yes")
 
 
 def label_of_grade(grade: int, max_grade: int) -> int:
-    """Return the index in `LABEL_WORDS` of a grade, where `max_grade` is the collection's highest."""
+    """Return the label of a grade as an index into `LABEL_WORDS`. `max_grade`: the highest grade of the collection."""
     if grade <= 0:
         return 0
     return 2 if grade >= max_grade else 1
 
 
 def max_grade_by_source(sets: Iterable[CandidateSet]) -> dict[str, int]:
-    """Return the highest grade of each collection (`source -> grade`), at least 1."""
+    """Return the highest grade of each collection by its name (`source`). It is at least 1."""
     max_grades: defaultdict[str, int] = defaultdict(lambda: 1)
     for row in sets:
         max_grades[row.source] = max(max_grades[row.source], *(row.grades or {}).values(), 1)
@@ -41,13 +41,13 @@ def max_grade_by_source(sets: Iterable[CandidateSet]) -> dict[str, int]:
 
 
 class LabelsTeacher:
-    """Answers from the grades of the set that a request is about.
+    """A model whose answers follow from the grades of the candidate set in the request.
 
     Args:
-        get_set: Returns a set by its id, which is the request's query id.
-        max_grades: The highest grade of each source (see `max_grade_by_source`).
-        form: Labels as the reasoning, or the ranking alone.
-        tokenizer_file: A `tokenizer.json` for truncating passages; without it, lengths are estimated.
+        get_set: Returns the candidate set with an id. The query id of a request is the id of a set.
+        max_grades: The highest grade of each collection (see `max_grade_by_source`).
+        form: "verdicts": relevance labels as reasoning, then the ranking; "order": the ranking without reasoning.
+        tokenizer_file: The `tokenizer.json` that counts tokens to truncate passages (default: lengths are estimated).
     """
 
     name = identity = "labels"
@@ -68,7 +68,7 @@ class LabelsTeacher:
         """Do nothing."""
 
     def request_body(self, request: Request) -> Mapping[str, Any]:
-        """Return the prompt and the answer, so that changed labels are stored as a new call."""
+        """Return the prompt and the answer. They include the answer because changed labels must lead to a new call."""
         reasoning, ranking = self._answer(request)
         return {"messages": [message._asdict() for message in request.messages], "says": f"{reasoning}\n{ranking}"}
 
@@ -99,5 +99,5 @@ def _load_tokenizer(path: Path) -> Any:
     tokenizers = load("tokenizers")
     try:
         return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more precise
+    except Exception as error:  # the library raises no more specific exception
         raise InputError(f"{path} is not a tokenizer: {error}", "give a tokenizer.json with --tokenizer") from error

@@ -1,4 +1,4 @@
-"""The loss of training on relevance labels: weighted cross-entropy, and a softmax over the passages of a window."""
+"""The loss for training on relevance labels: weighted cross-entropy, and a softmax over the passages of a window."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ def label_loss(
 ) -> Any:
     """Return the loss of a batch, a scalar.
 
-    It is the sum of three terms. The first is the mean cross-entropy of relevance labels, in which the best label has
-    the weight `best_weight`, plus `listwise` times `listwise_loss`. The second is `other_weight` times the mean
-    cross-entropy of all other tokens. The third is `early` times the first term for predictions at the last tokens of
-    passages, where the model chooses among the labels only.
+    The loss is the sum of three terms:
+
+    1. The mean cross-entropy of the relevance labels, in which the best label has the weight `best_weight`, plus
+       `listwise` times `listwise_loss`.
+    2. The mean cross-entropy of all other tokens, times `other_weight`.
+    3. The first term for labels that are predicted at the last token of each passage, times `early`. For these
+       predictions, the softmax covers only the labels, not the whole vocabulary.
 
     Args:
-        hidden: The states of the last layer; batch x length x size.
-        head_weights: The weights of the output projection; vocabulary x size.
-        labels: The tokens to be learned; batch x length.
-        relevance_labels: (row, position of the label, target label), ordered by row; n x 3.
-        passage_ends: (row, position of a passage's last token, target label); m x 3.
-        label_token_ids: The tokens of the labels, worst first.
+        hidden: The states of the last layer; batch x length x hidden size.
+        head_weights: The weights of the output projection; vocabulary x hidden size.
+        labels: The token to predict at each position, or `IGNORED_LABEL`; batch x length.
+        relevance_labels: One line (row, position of the label, target label) per label, ordered by row; n x 3.
+        passage_ends: One line (row, position of the last token, target label) per passage; m x 3.
+        label_token_ids: The token ids of the labels, worst first.
         options: The weights of the terms.
     """
     torch = load("torch")
@@ -40,9 +43,9 @@ def label_loss(
     is_learned = labels[:, 1:] != IGNORED_LABEL
     is_label = torch.zeros_like(is_learned)
     is_label[relevance_labels[:, 0], relevance_labels[:, 1] - 1] = True
-    # The output projection is the most expensive product of a small model, so compute it only where needed.
+    # In a small model, the output projection is the most expensive matrix product, so compute it only where needed.
     other_logits = (hidden[:, :-1][is_learned & ~is_label] @ head_weights.T).float()
-    loss = hidden.sum() * 0  # a loss with a gradient, even if there is nothing to learn
+    loss = hidden.sum() * 0  # 0, but with a gradient, which the trainer needs even if no token is to be learned
     if len(other_logits):
         loss = options.other_weight * cross_entropy(other_logits, labels[:, 1:][is_learned & ~is_label])
     if not len(relevance_labels):
@@ -66,7 +69,7 @@ def label_loss(
 
 
 def label_scores(logits: Any) -> Any:
-    """Return the score of each passage: the logit of the best label minus the log-sum-exp of the others.
+    """Return the score of each passage: the logit of the best label minus the log-sum-exp of the other logits.
 
     Args:
         logits: The logits of the labels, worst first; n x labels.
@@ -78,15 +81,18 @@ def label_scores(logits: Any) -> Any:
 
 
 def listwise_loss(logits: Any, rows: Any, target_labels: Any) -> Any:
-    """Return the mean over windows of the cross-entropy of a softmax of `label_scores` over the window's passages.
+    """Return a listwise loss, averaged over windows.
 
-    The passages with the window's best label are the targets. Windows whose passages all have the same label are left
-    out. Windows with three labels add half of the same loss with the two best labels as targets.
+    The loss of a window is the cross-entropy of a softmax of `label_scores` over its passages. Its targets are the
+    passages with the best label that occurs in the window. If the window contains three different labels or more,
+    among them the best label of all, the loss is increased by half of the same cross-entropy whose targets are the
+    passages with all labels except the worst one in the window. Windows in which all passages have the same label are
+    left out.
 
     Args:
         logits: The logits of the labels, worst first; n x labels.
-        rows: The window of each passage; n.
-        target_labels: The correct labels; n.
+        rows: The number of the window that each passage belongs to; n.
+        target_labels: The correct label of each passage; n.
     """
     torch = load("torch")
     passage_scores, best_label = label_scores(logits), logits.shape[1] - 1

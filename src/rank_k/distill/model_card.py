@@ -1,4 +1,4 @@
-"""The model card of a student: what it was made of, how it was trained, and what was measured."""
+"""The model card of a student: its training data, how it was trained, and its measures on held-out rows."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def render_card(
         student: The folder of the run.
         metadata: The content of its `run.json`.
         name: The name of the student.
-        gguf_name: The name of its GGUF file.
-        quantization: How full weights are stored in it (one of `QUANTIZATION_TYPES`).
-        adapter: Whether the file holds an adapter for the base model instead of full weights.
+        gguf_name: The name of the GGUF file.
+        quantization: How full weights are stored in the GGUF file (one of `QUANTIZATION_TYPES`).
+        adapter: Whether the GGUF file contains an adapter for the base model instead of full weights.
     """
     measures, training = read_measures(student), metadata["recipe"]["training"]
     last_record = measures[-1] if measures else {"step": 0, "seconds": 0.0}

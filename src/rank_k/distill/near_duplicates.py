@@ -1,4 +1,4 @@
-"""Detection of near-duplicate texts: evaluation queries in training data, and repeated queries."""
+"""Detect near-duplicate texts: evaluation queries in the training data, and repeated training queries."""
 
 from __future__ import annotations
 
@@ -14,27 +14,32 @@ from zlib import crc32
 from rank_k.data.queries import read_queries
 
 CONTAMINATION_SIMILARITY = 0.75
-"""Minimum similarity to a query that must not be trained on. It is low, since a row more or less hardly matters."""
+"""Minimum similarity of a training query to an excluded query. It is low, because losing a few rows hardly matters."""
 DUPLICATE_SIMILARITY = 0.9
-"""Minimum similarity of repeated queries. It is high, since different queries ("what causes X") are also similar."""
+"""Minimum similarity of repeated queries. It is high, because different queries can be similar ("what causes ...")."""
 
 _NON_WORD = re.compile(r"[\W_]+")
 
 
 def normalize_text(text: str) -> str:
-    """Return the words of `text` in lower case, NFKC-normalized, without punctuation, separated by single spaces."""
+    """Return the words of `text`, NFKC-normalized, in lower case, without punctuation, separated by single spaces."""
     return _NON_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 class NearDuplicateIndex:
-    """Finds near duplicates of a text.
+    """An index of texts that finds near duplicates of a text.
 
-    Two texts are near duplicates if the Jaccard coefficient of the sets of their normalized character trigrams is at
-    least `similarity`. Trigrams also work for inflected words, and for scripts without spaces between words.
+    Two texts are near duplicates if the Jaccard coefficient of their sets of character trigrams, after
+    normalization, is at least `similarity`. Trigrams also work for inflected words, and for scripts without spaces
+    between words.
 
-    Only texts that share one of their rarest trigrams are compared. The number of these trigrams is chosen such that
-    two near duplicates must share one (the prefix filter of Chaudhuri, Ganti and Kaushik, ICDE 2006). Whenever the
-    number of texts has doubled, the index is rebuilt with the current frequencies of trigrams.
+    Two texts are compared only if they share one of their rarest trigrams. The number of rarest trigrams per text is
+    chosen such that any two near duplicates share at least one of them (the prefix filter of Chaudhuri, Ganti and
+    Kaushik, ICDE 2006). Each time the number of texts has doubled, the index is rebuilt with the current trigram
+    frequencies.
+
+    Args:
+        similarity: The minimum Jaccard coefficient of near duplicates.
     """
 
     def __init__(self, similarity: float) -> None:
@@ -46,7 +51,7 @@ class NearDuplicateIndex:
         self._texts_by_trigram: dict[int, list[int]] = {}
 
     def add(self, text: str, name: str) -> None:
-        """Add a text; `find` returns its name."""
+        """Add a text. `find` returns its `name`."""
         trigrams = _trigram_hashes(text)
         self._names.append(name)
         self._trigrams.append(trigrams)
@@ -61,7 +66,7 @@ class NearDuplicateIndex:
                 self._texts_by_trigram.setdefault(trigram, []).append(index)
 
     def find(self, text: str) -> str | None:
-        """Return the name of the first text added that is a near duplicate of `text`, or None."""
+        """Return the name of a near duplicate of `text`: the one that was added first, or None if there is none."""
         trigrams = _trigram_hashes(text)
         trigram_set = set(trigrams)
         candidates = {index for trigram in self._rarest(trigrams) for index in self._texts_by_trigram.get(trigram, ())}
@@ -79,7 +84,7 @@ class NearDuplicateIndex:
 
 
 def read_excluded_queries(files: Iterable[Path]) -> NearDuplicateIndex:
-    """Return an index of the queries of `files`, which must not be trained on."""
+    """Return an index of the queries in `files`, which are to be excluded from the training data."""
     index = NearDuplicateIndex(CONTAMINATION_SIMILARITY)
     for file in files:
         for query in read_queries(file).values():
@@ -88,7 +93,7 @@ def read_excluded_queries(files: Iterable[Path]) -> NearDuplicateIndex:
 
 
 def _trigram_hashes(text: str) -> array[int]:
-    """Return the checksums of the trigrams of a text, each once."""
+    """Return the checksums of the distinct trigrams in a text."""
     text = f" {normalize_text(text)} "
     trigrams = {text[i : i + 3] for i in range(max(len(text) - 2, 1))}
     return array("I", {crc32(trigram.encode("utf-8", "surrogatepass")) for trigram in trigrams})

@@ -1,6 +1,6 @@
-"""Recipes: how a student is trained, as a TOML file read into frozen values.
+"""Recipes: TOML files with the training settings of a student, which are read into frozen dataclasses.
 
-A misspelled key and a value of the wrong kind are reported with the key's name before anything is loaded.
+Misspelled keys and values of the wrong type are reported, with the name of the key, before any model is loaded.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ RECIPES_FOLDER = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True, slots=True)
 class BaseOptions:
-    """The model that is trained, and its size for the memory estimate."""
+    """The base model that is trained, and its size, from which the required memory is estimated."""
 
     weights: str = option(
         MISSING,
-        "a name of `rank-k fetch`, a GGUF file, a folder in transformers' format, or a name on the Hugging Face hub",
+        "a name for `rank-k fetch`, a GGUF file, a folder in transformers' format, or a name on the Hugging Face hub",
     )
     parameters: float = option(MISSING, "number of parameters", number(exclusive=True))
     layers: int = option(MISSING, "number of layers", whole_number(1))
@@ -32,59 +32,65 @@ class BaseOptions:
 
 @dataclass(frozen=True, slots=True)
 class MethodOptions:
-    """What is trained: an adapter, or all weights but the embeddings."""
+    """What is trained: an adapter, or all weights except the embeddings."""
 
-    kind: str = option("lora", "an adapter, or the weights themselves", choice("lora", "full"))
+    kind: str = option(
+        "lora", "what is trained: an adapter (lora), or the weights themselves (full)", choice("lora", "full")
+    )
     rank: int = option(32, "rank of the adapter", whole_number(1))
     alpha: int = option(64, "scaling parameter of the adapter", whole_number(0))
     dropout: float = option(0.0, "dropout of the adapter", number(0, 1))
-    targets: str | Sequence[str] = option(
-        "all-linear", "modules that the adapter changes; all-linear: every projection"
-    )
-    freeze_layers: int = option(0, "number of first layers that stay unchanged", whole_number(0))
+    targets: str | Sequence[str] = option("all-linear", "projections that the adapter changes; all-linear: all of them")
+    freeze_layers: int = option(0, "number of layers, counted from the first, that stay unchanged", whole_number(0))
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingOptions:
-    """The optimization, and what is saved and measured on the way."""
+    """Optimizer settings, and what to save and measure during training."""
 
-    max_length: int = option(MISSING, "longer rows (in tokens) are counted and left out", whole_number(1))
+    max_length: int = option(MISSING, "maximum number of tokens of a row; longer rows are left out", whole_number(1))
     learning_rate: float = option(MISSING, "highest learning rate", number(exclusive=True))
     batch: int = option(1, "rows in one forward pass of one process", whole_number(1))
-    accumulate: int = option(1, "forward passes in a step", whole_number(1))
-    epochs: float = option(1.0, "how often each row is learned", number(exclusive=True))
-    warmup_steps: int = option(10, "steps in which the learning rate rises", whole_number(0))
+    accumulate: int = option(1, "forward passes per optimizer step", whole_number(1))
+    epochs: float = option(1.0, "number of passes over the rows", number(exclusive=True))
+    warmup_steps: int = option(10, "number of steps in which the learning rate rises to its maximum", whole_number(0))
     weight_decay: float = option(0.0, "weight decay of AdamW", number())
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm", number())
     adam_beta2: float = option(0.999, "decay of the second moment", number(0, 1))
-    bf16: bool = option(True, "train in bfloat16 on machines that are fast at it, elsewhere in float32")
-    gradient_checkpointing: bool = option(False, "compute activations again instead of keeping them")
+    bf16: bool = option(
+        True, "train in bfloat16 on machines that compute it natively; all other machines train in float32"
+    )
+    gradient_checkpointing: bool = option(
+        False, "save memory: recompute activations in the backward pass instead of storing them"
+    )
     group_by_length: bool = option(False, "put rows of similar length into one batch")
-    seed: int = option(0, "decides the order of rows and the random labels")
+    seed: int = option(0, "seed for the order of the rows and for the random labels")
     checkpoint_steps: int = option(100, "steps between checkpoints", whole_number(1))
-    checkpoint_seconds: float = option(0.0, "seconds between checkpoints; 0: by steps alone", number())
+    checkpoint_seconds: float = option(0.0, "seconds between checkpoints; 0: only checkpoint_steps counts", number())
     measure_steps: int = option(100, "steps between measurements on held-out rows", whole_number(1))
-    measure_seconds: float = option(0.0, "seconds between measurements; 0: by steps alone", number())
-    measure_rows: int = option(32, "held-out rows that are measured", whole_number(0))
-    measure_free: int = option(4, "of these, rows that are answered freely too, which is slow", whole_number(0))
+    measure_seconds: float = option(0.0, "seconds between measurements; 0: only measure_steps counts", number())
+    measure_rows: int = option(32, "number of held-out rows to measure", whole_number(0))
+    measure_free: int = option(
+        4, "number of these rows for which an answer is generated, which is slow", whole_number(0)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class LabelOptions:
-    """Training on traces of relevance labels (see `rank_k.distill.label_traces`). By default, all of it is off."""
+    """Settings for training on relevance labels (see `rank_k.distill.label_traces`). It is off by default."""
 
     words: Sequence[str] = option(("no", "partly", "yes"), "the labels, worst first")
-    corrupt: float = option(0.0, "probability that a shown label is random, while the target stays right", number(0, 1))
+    corrupt: float = option(
+        0.0, "probability that a label in the text is random; the label to predict stays correct", number(0, 1)
+    )
     clean: float = option(
-        0.0, "share of unchanged rows, from which the step from labels to the ranking is learned", number(0, 1)
+        0.0, "share of rows in which no label is random, from which the final ranking is learned", number(0, 1)
     )
-    other_weight: float = option(1.0, "weight of all tokens that are not labels; a label has 1", number())
-    best_weight: float = option(1.0, "weight of the best label", number())
-    listwise: float = option(
-        0.0, "weight of a softmax over the labels of a window, which compares its passages", number()
-    )
+    other_weight: float = option(1.0, "weight of tokens that are not labels; the weight of a label is 1", number())
+    best_weight: float = option(1.0, "weight of the best label relative to other labels", number())
+    listwise: float = option(0.0, "weight of the listwise loss, which compares the passages of a window", number())
     early: float = option(
-        0.0, "weight of learning labels at the ends of their passages already, where the prompt shows these", number()
+        0.0, "weight of predicting each label at the end of its passage in the prompt already", number()
     )
 
     @property
@@ -94,17 +100,17 @@ class LabelOptions:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a student is trained, and with which options it reranks.
+    """The training settings of a student, and the options with which it reranks.
 
     Args:
-        name: The name of the recipe, which the student gets too.
+        name: The name of the recipe, which is also the default name of the student.
         base: The model that is trained.
-        training: The optimization.
-        verified: Whether the authors ran it at this size.
-        launch: A file for `accelerate launch --config_file` in the folder of the recipes.
-        method: What is trained.
-        verdicts: Training on relevance labels.
-        asking: The student's options in `rank-k rerank`. The rows must be made with its prompt.
+        training: Optimizer settings, and what to save and measure during training.
+        verified: Whether the authors have run the recipe at this size.
+        launch: The file for `accelerate launch --config_file`, in the folder of the recipes ("" if not needed).
+        method: What is trained: an adapter or all weights.
+        verdicts: Settings for training on relevance labels.
+        asking: The options that the student uses in `rank-k rerank`. Training rows must be made with its `prompt`.
     """
 
     name: str
@@ -118,12 +124,12 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """Return the names of the recipes in the package."""
+    """Return the names of the recipes that the package contains."""
     return sorted(path.stem for path in RECIPES_FOLDER.glob("*.toml"))
 
 
 def read_recipe(name_or_path: str) -> Recipe:
-    """Return the recipe of that name, or in that TOML file. Raises `InputError`."""
+    """Return the recipe with this name or in this TOML file. Raises `InputError` if it is missing or invalid."""
     path = Path(name_or_path)
     if path.suffix != ".toml":
         if name_or_path not in recipe_names():
@@ -144,18 +150,19 @@ def read_recipe(name_or_path: str) -> Recipe:
         if value not in allowed:
             raise reader.error(f"{key} = {value!r}", expected)
     if len(words) < 2:
-        raise reader.error(f"verdicts.words = {words!r}", "two or more, worst first")
+        raise reader.error(f"verdicts.words = {words!r}", "two or more words, worst first")
     return recipe
 
 
 def estimate_memory(recipe: Recipe) -> dict[str, float]:
-    """Return an estimate of the memory for training, in bytes, summed over all devices. It is within a factor of 1.5.
+    """Return the estimated memory for training in bytes, summed over all devices. It is accurate to a factor of 1.5.
 
-    Weights take 2 bytes per unchanged parameter (bfloat16), or 4 (float32) if all weights are trained. Each trained
-    parameter takes 4 bytes for its gradient and 8 for Adam's moments; a parameter of an adapter takes 4 more for
-    itself. Activations take 34 values of `hidden` size per token and layer (Korthikanti et al. 2022, equation 2,
-    without the attention scores, which fused kernels do not store). With gradient checkpointing they take 2, plus one
-    complete layer.
+    `weights`: with LoRA, 2 bytes per parameter in bfloat16 or 4 in float32; if all weights are trained, 4 bytes.
+    `trained`: per trained parameter, 4 bytes for the gradient and 8 for Adam's moments. A LoRA parameter takes 4 more
+    bytes, because `weights` does not contain it. `activations`: in bfloat16, 34 * `hidden` bytes per token and layer
+    (Korthikanti et al. 2022, equation 2, without the attention scores, which fused kernels do not store). With gradient
+    checkpointing, each layer stores 2 * `hidden` bytes per token, and one layer at a time needs all 34 * `hidden`. In
+    float32, activations take twice as much.
     """
     base, method, training = recipe.base, recipe.method, recipe.training
     bytes_per_number = 2 if training.bf16 else 4

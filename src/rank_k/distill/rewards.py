@@ -1,11 +1,13 @@
-"""Rewards for reinforcement learning with GRPO: for the form, the quality and the length of an answer.
+"""Rewards for reinforcement learning with GRPO: for the format, the quality and the length of an answer.
 
-TRL calls a reward function with the completions and with the other columns of the data set by name. All of them are
-lists with one item per completion, and so is the result; None means no reward for this completion.
+TRL calls a reward function with the completions, and with the columns of the data set as keyword arguments. Each
+argument is a list with one item per completion. The result is a list with one reward per completion; None means that
+the completion gets no reward.
 
     GRPOTrainer(model, reward_funcs=[format_reward, ndcg_reward, length_reward], train_dataset=rows, ...)
 
-The data set needs the columns `prompt` and `grades`, the grades of a row's passages in the order of the prompt.
+The data set needs the columns `prompt` and `grades`. `grades` lists the relevance grades of a row's passages, in the
+order of the prompt.
 """
 
 from __future__ import annotations
@@ -19,14 +21,18 @@ from rank_k.distill.select import tier_ndcg
 from rank_k.window.parsing import ParsedAnswer, parse_ranking
 
 Completion = str | Sequence[dict[str, Any]]
-"""A completion in TRL: a text, or the assistant's turns if the prompt is a conversation."""
+"""A completion in TRL: a string, or the messages of the assistant if the prompt is a conversation."""
 
 FREE_TOKENS = 2000
-"""Reasoning tokens without a penalty: the length of the shorter traces in the paper."""
+"""The number of reasoning tokens without a penalty: the length of the shorter traces in the Rank-K paper."""
 
 
 def format_reward(completions: Sequence[Completion], grades: Sequence[Sequence[int]], **columns: object) -> list[float]:
-    """Return 1 for a complete ranking after complete reasoning, 0.5 less per kind of repair, 0 without a ranking."""
+    """Return a reward for the format of each answer.
+
+    An answer without a ranking gets 0. All others get 1 minus 0.5 for each kind of parse repair, and minus 0.5 if the
+    reasoning is missing, but at least 0.
+    """
     return [
         max(0.0, 1.0 - 0.5 * (len(answer.repairs) + (not answer.trace.strip()))) if answer.is_valid else 0.0
         for answer, _, _ in _parse_completions(completions, grades)
@@ -36,9 +42,9 @@ def format_reward(completions: Sequence[Completion], grades: Sequence[Sequence[i
 def ndcg_reward(
     completions: Sequence[Completion], grades: Sequence[Sequence[int]], **columns: object
 ) -> list[float | None]:
-    """Return the nDCG@10 of each ranking, 0 without a ranking, and None for rows without a relevant passage.
+    """Return the nDCG@10 of each ranking: 0 without a ranking, and None for rows without a relevant passage.
 
-    Tied passages share the gain of their positions. Passages that the answer does not rank are tied at the end.
+    Each tied passage counts with the mean gain of its tier. Passages that the answer does not rank form the last tier.
     """
     rewards: list[float | None] = []
     for answer, row_grades, _ in _parse_completions(completions, grades):
@@ -52,7 +58,10 @@ def ndcg_reward(
 
 
 def length_reward(completions: Sequence[Completion], grades: Sequence[Sequence[int]], **columns: object) -> list[float]:
-    """Return 0 for reasoning of up to `FREE_TOKENS` (estimated), and 1 less for each doubling, but at least -2."""
+    """Return a penalty for the length of the reasoning in tokens, which is estimated.
+
+    It is 0 up to `FREE_TOKENS`, -1 at twice this length, and -2 from four times this length on.
+    """
     lengths = (
         estimate_tokens(answer.trace or _completion_text(completion))
         for answer, _, completion in _parse_completions(completions, grades)

@@ -1,10 +1,10 @@
 """The folder of a training run.
 
 run.json          the recipe, its prompt, the checksums of the data and of the base model, and the sources of the rows
-measures.jsonl    a line per step: {"step", "seconds", "loss", "learning_rate", "grad_norm"}; in between, a line
-                  per measurement on held-out rows: {"step", "seconds", "heldout": {...}}
+measures.jsonl    one line per step: {"step", "seconds", "loss", "learning_rate", "grad_norm"}, and one line per
+                  measurement on held-out rows: {"step", "seconds", "heldout": {...}}
 curves.csv        the held-out measures, as a table for plots
-checkpoint-N/     a checkpoint of transformers, complete if it has a file complete.json
+checkpoint-N/     a checkpoint of transformers, which is complete if it contains complete.json
 trained/          the adapter or the full weights, and the tokenizer, in the format of transformers
 README.md         the model card
 """
@@ -29,13 +29,13 @@ _COMPLETE_FILE = "complete.json"
 _RUN_KEYS = frozenset("recipe prompt data_sha256 base_sha256 processes bf16 rows too_long sources".split())
 
 OnRecord = Callable[[Mapping[str, Any]], None]
-"""Called with each line of `measures.jsonl`; before that with the number format ({"bf16", "bf16_requested"}), and at
-the beginning of training with the step to resume from and the number of steps ({"step", "seconds", "steps"})."""
+"""Called with records, in this order: the number format ({"bf16", "bf16_requested"}); when training begins, the step to
+resume from and the number of steps ({"step", "seconds", "steps"}); and then each line of `measures.jsonl`."""
 
 
 def read_run_metadata(folder: Path) -> dict[str, Any]:
-    """Return the content of `run.json`. Raises `InputError` if `folder` holds no run."""
-    remedy = "give the --output of rank-k distill train"
+    """Return the content of `run.json`. Raises `InputError` if `folder` is not the folder of a training run."""
+    remedy = "give the folder that is the --output of rank-k distill train"
     try:
         metadata = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -46,14 +46,14 @@ def read_run_metadata(folder: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, which is complete or absent."""
+    """Write a JSON file atomically: an interruption never leaves an incomplete file."""
     with PartFile(path) as file:
         file.write(json.dumps(content, indent=2).encode() + b"\n")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A complete checkpoint. `seconds`: training time up to it, including earlier parts of the run."""
+    """A complete checkpoint. `seconds`: the duration of the run up to this checkpoint, earlier parts included."""
 
     path: Path
     step: int
@@ -63,14 +63,14 @@ class Checkpoint:
 def mark_complete(folder: Path, step: int, seconds: float) -> None:
     """Mark the checkpoint of `step` in `folder` as complete.
 
-    transformers writes a checkpoint file by file, so that a killed process can leave an incomplete one. The mark is
-    written last.
+    transformers writes the files of a checkpoint one by one, so a killed process can leave an incomplete checkpoint.
+    The mark is written last.
     """
     write_json(folder / f"checkpoint-{step}" / _COMPLETE_FILE, {"step": step, "seconds": seconds})
 
 
 def find_newest_checkpoint(folder: Path, *, remove_incomplete: bool = False) -> Checkpoint | None:
-    """Return the newest complete checkpoint, or None. `remove_incomplete`: delete checkpoints that are not complete."""
+    """Return the newest complete checkpoint, or None. `remove_incomplete`: also delete incomplete checkpoints."""
     markers = list(folder.glob(f"checkpoint-*/{_COMPLETE_FILE}"))
     if remove_incomplete:
         for path in set(folder.glob("checkpoint-*")) - {marker.parent for marker in markers}:
@@ -80,18 +80,21 @@ def find_newest_checkpoint(folder: Path, *, remove_incomplete: bool = False) -> 
 
 
 def read_measures(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of `measures.jsonl`; none if there is no such file."""
+    """Return the records of `measures.jsonl`, or an empty list if the file does not exist."""
     path = folder / MEASURES_FILE
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have truncated the last line
+    return [
+        json.loads(line) for line in lines if line.endswith("}")
+    ]  # a killed process may leave a truncated last line
 
 
 class TrainingLog:
-    """Writes `measures.jsonl` and `curves.csv`, starting with the records up to `checkpoint`.
+    """Writes `measures.jsonl` and `curves.csv`.
 
-    Earlier records of the steps after the checkpoint are dropped, since these steps run again.
+    A run that resumes keeps its records up to the checkpoint. The records of later steps are deleted, because these
+    steps run again.
     """
 
     def __init__(self, folder: Path, checkpoint: Checkpoint | None, on_record: OnRecord) -> None:
@@ -105,7 +108,7 @@ class TrainingLog:
                 self._write(record)
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """Write a record, unless it only announces the number of steps, and pass it to `on_record`."""
+        """Write a record and pass it to `on_record`. The record with the number of steps is passed, but not written."""
         if "steps" not in record:
             self._write(record)
         self._on_record(record)
@@ -123,10 +126,14 @@ class TrainingLog:
 
 
 class TrainingClock:
-    """The duration of a run in seconds, including loading and earlier parts of the run.
+    """Measures the duration of a run in seconds, including loading and earlier parts of the run.
 
-    All processes that train together have the first one's time, so that what depends on time happens in the same step
-    everywhere. The time changes only in `tick`.
+    If several processes train together, all of them use the time of the first process. Actions that depend on the
+    time, such as saving, then happen in the same step in all processes. The time changes only in `tick`.
+
+    Args:
+        previous_seconds: The duration of the earlier parts of the run.
+        limit: The time limit in seconds; None for no limit.
     """
 
     def __init__(self, previous_seconds: float, limit: float | None) -> None:
@@ -134,12 +141,12 @@ class TrainingClock:
         self._start, self._limit = time.monotonic() - previous_seconds, limit
 
     def tick(self) -> None:
-        """Update the time. All processes must call this in the same places."""
+        """Update the time. All processes must call this method at the same points of the training."""
         values = [time.monotonic() - self._start]
         load("accelerate.utils").broadcast_object_list(values)
         self.seconds = values[0]
 
     @property
     def elapsed_share(self) -> float:
-        """The used share of the time limit; 0 if there is no limit."""
+        """The fraction of the time limit that has elapsed, from 0 to 1; 0 if there is no limit."""
         return min(self.seconds / self._limit, 1.0) if self._limit else 0.0

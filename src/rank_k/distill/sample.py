@@ -1,11 +1,11 @@
-"""Sampling of candidate sets from first-stage runs.
+"""Sample candidate sets from first-stage runs.
 
-By default, sets are drawn as in the Rank-K paper: 10 to 20 passages from ranks 1 to 20 and from ranks 10 to 30 of the
-fused runs, two sets per query, shuffled. For training from judgments, options control how many relevant passages a set
-holds.
+By default, sets are drawn as in the Rank-K paper: two sets per query, one from ranks 1 to 20 and one from ranks 10 to
+30 of the fused runs, each with 10 to 20 shuffled passages. For training from relevance judgments, `Sampling.positives`
+controls how many relevant passages a set contains.
 
-What is drawn depends only on the seed, the query and its candidates: an additional query changes no other set. The
-seed also determines the order of the queries, so that a larger number of queries continues the same file.
+A set depends only on the seed, the query and the candidates of the query, so adding a query changes no other set. The
+seed also determines the order of the queries: a file with more queries starts with the sets of a file with fewer.
 """
 
 from __future__ import annotations
@@ -31,19 +31,24 @@ Grades = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How sets are drawn; the defaults are the paper's. Ranges are inclusive, and ranks count from 1.
+    """How sets are drawn. The defaults are those of the Rank-K paper. Ranges include both ends. Ranks count from 1.
 
     Args:
-        sizes: The range that the size of a set is drawn from. A query whose range of ranks has fewer passages gives all
-            of them, if they are at least the smallest size.
-        ranks: The n-th set of a query is drawn from the n-th of these ranges (starting over if there are more sets).
+        sizes: The range from which the size of a set is drawn. If there are fewer passages to draw from, the set
+            contains all of them, but there is no set with fewer passages than the minimum of this range.
+        ranks: The ranges of ranks. The n-th set of a query is drawn from the n-th range (after the last range, the
+            first one is used again).
         sets_per_query: The number of sets per query.
-        positives: How many relevant passages a set has, as far as there are enough, whether they are ranked or not.
-            The first has the highest grade of the query; for each of the others, a grade is drawn, then a passage of
-            it. The rest of the set are passages of the range that are not judged relevant. Needs judgments.
-        none: The share of sets without passages of the highest grade, and from 0 on of lower ones.
-        skip_negatives: Leave out this many unjudged passages from the top of the whole ranking: they may be relevant.
-        seed: The seed of everything that is drawn.
+        positives: The range from which the number of relevant passages in a set is drawn. A query with fewer relevant
+            passages uses all of them. They are drawn from the judgments, so the runs need not contain them. The first
+            one has the highest grade of the query. For each further one, a grade is drawn, and then a passage with
+            this grade. The other passages of the set come from `ranks` and are not judged relevant. Needs judgments
+            (default: judgments are not used).
+        none: The share of sets without passages of the highest grade. These sets may contain passages of lower
+            relevant grades: from 0 to the maximum of `positives`.
+        skip_negatives: The number of unjudged passages at the top of the ranking that are left out, because they may
+            be relevant.
+        seed: The seed of all random draws.
 
     Raises:
         InputError: If a value is out of range.
@@ -72,8 +77,8 @@ class Sampling:
             (self.skip_negatives >= 0, f"skip_negatives is {self.skip_negatives}", "give 0 or more"),
             (
                 self.positives is not None or not (self.none or self.skip_negatives),
-                "none and skip_negatives need positives",
-                "give the number of relevant passages per set, such as 1-3",
+                "none and skip_negatives can only be used with positives",
+                "also give positives, the number of relevant passages per set, such as 1-3",
             ),
         )
         for is_valid, problem, remedy in checks:
@@ -84,17 +89,18 @@ class Sampling:
 def draw_set(
     query_id: str, ranking: Sequence[str], grades: Mapping[str, int] | None, number: int, sampling: Sampling
 ) -> tuple[str, ...] | str:
-    """Return the documents of the `number`-th set (from 0) of a query in the order presented, or why there is no set.
+    """Return the document ids of a set in the order in which they are presented, or the reason why there is no set.
 
     Args:
         query_id: The id of the query.
-        ranking: The candidates, best first.
+        ranking: The ids of the candidates, best first.
         grades: The judgments of the query, or None.
-        number: The number of the set, from 0.
+        number: The number of the set of this query, from 0.
         sampling: How sets are drawn.
 
     Returns:
-        The ids of the documents, or the reason: "no_positives" or "too_few".
+        The document ids, or the reason: "no_positives" (the query has no relevant passage) or "too_few" (there are
+        fewer passages than the minimum size).
     """
     random = Random(f"{sampling.seed}|{number}|{query_id}")
     low, high = sampling.ranks[number % len(sampling.ranks)]
@@ -119,7 +125,7 @@ def draw_set(
 def _sample_relevant(
     random: Random, grades: Mapping[str, int], count: tuple[int, int], without_best: bool
 ) -> list[str]:
-    """Return the relevant passages of one set."""
+    """Return the ids of the relevant passages for one set (see `Sampling.positives`)."""
     ids_by_grade: dict[int, list[str]] = {}
     for doc_id, grade in sorted(grades.items()):  # independent of the order of the judgments in their file
         if grade > 0:
@@ -140,19 +146,21 @@ def _sample_relevant(
 
 @dataclass(slots=True)
 class Sampler:
-    """Draws candidate sets.
+    """Draws candidate sets for queries.
 
     Args:
-        find_ranking: Returns the candidates of a query, best first; none if the query is in no run.
+        find_ranking: Returns the ids of a query's candidates, best first; empty if no run contains the query.
         queries: The queries to draw sets for.
-        store: The passages.
+        store: The source of the passages.
         sampling: How sets are drawn.
         source: The name of the collection.
-        license: The license of its texts.
-        grades: The judgments.
-        excluded_queries: Queries that must not be trained on.
-        counts: Has the numbers of "queries", "sets" and "passages"; of sets "with_2_relevant" and the like; and of
-            what was left out: queries "contaminated" and "not_ranked", sets "too_few", "no_positives" and "repeated".
+        license: The license of the texts in the collection.
+        grades: The relevance judgments.
+        excluded_queries: Queries to leave out, such as evaluation queries. Their near duplicates are left out, too.
+        counts: The number of "queries", "sets" and "passages" drawn, and of sets by their number of relevant passages
+            ("with_2_relevant", for example). The number of queries left out: "contaminated" (near duplicates of an
+            excluded query) and "not_ranked". The number of sets left out: "too_few" and "no_positives" (see
+            `draw_set`) and "repeated" (the same passages as another set of the query).
     """
 
     find_ranking: Callable[[str], Sequence[str]]
@@ -166,7 +174,7 @@ class Sampler:
     counts: Counter[str] = field(default_factory=Counter)
 
     def sample_sets(self, queries_count: int | None = None) -> Iterator[CandidateSet]:
-        """Yield the sets of the first `queries_count` queries that have any (None: of all)."""
+        """Yield sets, until `queries_count` queries have at least one set (default: the sets of all queries)."""
         for query_id in sorted(self.queries, key=self._order_key):
             if queries_count is not None and self.counts["queries"] >= queries_count:
                 return
@@ -175,7 +183,7 @@ class Sampler:
             yield from candidate_sets
 
     def _order_key(self, query_id: str) -> bytes:
-        """Return where a query comes in the order drawn by the seed."""
+        """Return the sort key that gives the queries a random order, which depends on the seed."""
         return sha256(f"{self.sampling.seed}|{query_id}".encode("utf-8", "surrogatepass")).digest()
 
     def _sample_query(self, query: Query) -> list[CandidateSet]:
@@ -219,7 +227,9 @@ class Sampler:
 
 
 def write_samples(sampler: Sampler, output: Path, queries_count: int | None = None) -> int:
-    """Write the sets to `output`, which is complete or unchanged, and return how many it had before.
+    """Write the sets to `output`, and return the number of sets that it already contained.
+
+    If the process is interrupted, `output` remains unchanged.
 
     Args:
         sampler: Draws the sets.
@@ -227,7 +237,7 @@ def write_samples(sampler: Sampler, output: Path, queries_count: int | None = No
         queries_count: The number of queries (default: all).
 
     Raises:
-        InputError: If `output` exists and its sets are not the first of the same sets.
+        InputError: If `output` contains a set that differs from the set at this position, or more sets.
     """
     has_rows = output.exists() and output.stat().st_size > 0
     existing_rows = read_objects(output, EXPECTED_FORMAT) if has_rows else iter(())
@@ -240,9 +250,9 @@ def write_samples(sampler: Sampler, output: Path, queries_count: int | None = No
                 number, existing_row = existing
                 if changed := [name for name in row | existing_row if existing_row.get(name) != row.get(name)]:
                     raise InputError(
-                        f"{output}:{number}: the set {existing_row.get('set_id')} differs from what these options and"
-                        f" data give ({', '.join(changed)})",
-                        "name another --output, or remove it",
+                        f"{output}:{number}: set {existing_row.get('set_id')} differs from the one that the current"
+                        f" options and data would produce ({', '.join(changed)})",
+                        "choose a different --output, or delete this file",
                     )
                 existing_count += 1
             file.write(encode_json_line(row))

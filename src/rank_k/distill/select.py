@@ -1,14 +1,15 @@
-"""Selection of training rows from the journal.
+"""Select training rows from the journal.
 
-A trace is *usable* if it ends in a complete ranking: nothing repaired, no truncated or repetitive reasoning,
-a length within the given range. A *rule* selects from the usable traces of a set:
+A trace is *usable* if its ranking is complete and needed no parse repairs, if its reasoning is neither truncated nor
+repetitive, and if the length of the reasoning is within the given range. A *rule* selects among the usable traces of a
+set:
 
-    paper   the first one, which was presented in the set's own order
-    best    the one that agrees best with the judgments, or with the consensus of the set's traces if the set has no
-            relevant passage; of equal ones the shortest
-    short   of those that agree at least as well as the mean of the set and are shorter than its mean, the shortest; a
-            set may have none ("Stop Overthinking", arXiv 2605.14450)
-    all     every one
+    paper   the first trace; the trace whose prompt presents the passages in the order of the set comes first
+    best    the trace that agrees best with the judgments or, if the set has no relevant passage, with the consensus of
+            the traces of the set; if tied, the shortest
+    short   the shortest trace among those whose agreement is at least the set's mean and whose length is below the
+            set's mean; there may be none ("Stop Overthinking", arXiv 2605.14450)
+    all     all traces
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ RULES = ("paper", "short", "best", "all")
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A usable answer to a set.
+    """A usable trace: the answer of a teacher to a candidate set.
 
     Args:
         teacher: The name of the model.
         prompt: The messages of the prompt.
-        doc_ids: The ids in the order presented.
-        reasoning: The reasoning trace.
-        tiers: The positions of the passages (from 1), best first, ties together.
-        reasoning_tokens: The estimated length of the reasoning.
+        doc_ids: The ids of the passages, in the order in which the prompt presents them.
+        reasoning: The text of the reasoning.
+        tiers: The ranking: groups of tied passages, best group first. A passage is given by its position, from 1.
+        reasoning_tokens: The estimated length of the reasoning in tokens.
         ndcg: nDCG@10 of the ranking; None if the set has no relevant passage.
     """
 
@@ -65,16 +66,19 @@ class Trace:
 
     @property
     def completion(self) -> str:
-        """The completion for training: the reasoning, if there is any, and the ranking, as a reranker parses them."""
+        """The completion for training: the reasoning, if any, and the ranking, in the format that a reranker parses."""
         ranking = " > ".join(" = ".join(f"[{number}]" for number in tier) for tier in self.tiers)
         return f"<think>\n{self.reasoning}\n</think>\n\n{ranking}" if self.reasoning else ranking
 
 
 def tier_ndcg(tiers: Iterable[Sequence[int]]) -> float | None:
-    """Return the nDCG@10 of a ranking given as the grades of its tiers, best tier first; None if no grade is above 0.
+    """Return the nDCG@10 of a ranking with ties; None if no grade is above 0.
 
-    Each position of a tier counts with the tier's mean gain, the expected value over the ways to break the tie
-    (McSherry and Najork 2008), so that the order in which passages were presented does not matter.
+    Each position of a tier counts with the mean gain of the tier. The result is the expected nDCG@10 over all ways to
+    break the ties (McSherry and Najork 2008). It does not depend on the order in which passages were presented.
+
+    Args:
+        tiers: The grades of the passages in each tier, best tier first.
     """
     tier_gains = [[max(grade, 0) for grade in tier] for tier in tiers]
     gains = [gain for tier in tier_gains for gain in tier]
@@ -85,10 +89,11 @@ def tier_ndcg(tiers: Iterable[Sequence[int]]) -> float | None:
 
 
 def group_samples(calls: Iterable[Call]) -> list[list[Call]]:
-    """Return the calls of a set grouped by sample: the request, and the forced answer to it, if any.
+    """Return the calls of a set grouped by sample: the first call and, if any, the call that requests a forced answer.
 
-    Samples may present the same order and finish in any order: a forced answer belongs to the sample whose reasoning it
-    repeats, and among several such samples to the one with its seed, where requests have seeds.
+    Several samples may present the passages in the same order, and calls may finish in any order. A forced answer
+    belongs to the sample whose reasoning its prompt repeats. If there are several such samples, it belongs to the one
+    with the same seed, if requests have seeds.
     """
     grouped: list[list[Call]] = []
     for call in calls:
@@ -103,11 +108,11 @@ def group_samples(calls: Iterable[Call]) -> list[list[Call]]:
 
 
 _REASONING_TAIL = 200
-"""Characters at the end of the reasoning that are compared: its beginning may have been truncated."""
+"""The number of characters at the end of the reasoning that are compared. Its beginning may have been truncated."""
 
 
 def _match_score(forced_answer_call: Call, sample: Sequence[Call]) -> tuple[bool, bool, bool]:
-    """Return how well a forced answer fits a sample: by its reasoning, its seed, and whether an answer is missing."""
+    """Return how well a forced answer fits a sample: same reasoning, same seed, no forced answer yet (True: better)."""
     request, first_request = forced_answer_call.request, sample[0].request
     prompt_words = [word for message in request.get("messages", ()) for word in str(message["content"]).split()]
     reasoning = " ".join(strip_template_tokens(_reasoning_text(sample[0])).split())
@@ -119,19 +124,19 @@ def _match_score(forced_answer_call: Call, sample: Sequence[Call]) -> tuple[bool
 
 
 def _reasoning_text(call: Call) -> str:
-    """Return the reasoning of a response, whether it is part of the text or separate."""
+    """Return the reasoning of a response. It may be part of the text or a separate field."""
     return split_continuation(stored_prefill(call.request), call.response).trace
 
 
 def parse_sample(calls: Sequence[Call]) -> ParsedAnswer | str:
-    """Return the answer of one sample, or the reason why it cannot be learned from."""
+    """Return the parsed answer of a sample, or the reason why it is not usable."""
     first_call, last_response = calls[0], calls[-1].response
     finish_reason, passage_count = first_call.response.finish_reason, len(first_call.doc_ids)
     if not passage_count or "messages" not in first_call.request:
         return "not_recorded"
     if finish_reason == "stopped":
         return "repetition_stopped"
-    is_prefilled = "</think>" in (first_call.request.get("stop") or ())  # the answer is requested by a second call
+    is_prefilled = "</think>" in (first_call.request.get("stop") or ())  # a second call requests the answer
     if is_prefilled != (len(calls) > 1) or (is_prefilled and finish_reason != "stop"):
         return "truncated"
     answer = parse_ranking(
@@ -163,7 +168,7 @@ def apply_rule(rule: str, traces: Sequence[Trace]) -> list[Trace]:
     if rule == "best":
         best = max(range(len(traces)), key=lambda i: (qualities[i], -traces[i].reasoning_tokens, -i))
         return [traces[best]]
-    min_quality = fmean(qualities) - 1e-9  # the mean of equal numbers may be slightly larger than they are
+    min_quality = fmean(qualities) - 1e-9  # rounding can make the mean of equal numbers larger than these numbers
     mean_length = fmean(trace.reasoning_tokens for trace in traces)
     candidates = [
         trace
@@ -174,7 +179,10 @@ def apply_rule(rule: str, traces: Sequence[Trace]) -> list[Trace]:
 
 
 def trace_qualities(traces: Sequence[Trace]) -> list[float]:
-    """Return how well each trace of a set agrees: its nDCG or, where there is none, with the consensus (0 to 1)."""
+    """Return the quality of each trace of a set, from 0 to 1.
+
+    It is the nDCG@10 of the trace or, if the set has no relevant passage, its agreement with the consensus.
+    """
     ndcgs = [trace.ndcg for trace in traces if trace.ndcg is not None]
     if len(ndcgs) == len(traces):
         return ndcgs
@@ -191,24 +199,24 @@ def trace_qualities(traces: Sequence[Trace]) -> list[float]:
     return [ranking_agreement(ranking, consensus) for ranking in rankings]
 
 
-# --- selecting ---
+# --- selection ---
 
 
 @dataclass(slots=True)
 class Selector:
     """Selects training rows from a journal.
 
-    Left out are sets of the same query and passages as an earlier one, and queries nearly the same as an earlier one
-    with another id. That takes about 1 KB of memory per query.
+    Skips a set with the same query and passages as an earlier set, and a query that nearly duplicates an earlier query
+    with a different id. This takes about 1 KB of memory per query.
 
     Args:
-        rule: One of `RULES`.
-        grades: Judgments by query id, instead of those of the sets.
-        set_ids: The sets to read; None for all.
+        rule: The rule that selects among the traces of a set; one of `RULES`.
+        grades: Relevance judgments by query id (default: the grades that the sets contain).
+        set_ids: The ids of the sets to read (default: all sets).
         token_range: The minimum and maximum number of reasoning tokens.
-        min_ndcg: The minimum nDCG@10 of traces of sets with a relevant passage.
-        excluded_queries: Queries that must not be trained on.
-        counts: Has the number of sets and traces for each outcome.
+        min_ndcg: The minimum nDCG@10 of a trace. It does not apply to sets without a relevant passage.
+        excluded_queries: Queries to leave out, such as evaluation queries. Their near duplicates are left out, too.
+        counts: The number of sets and traces for each outcome.
     """
 
     rule: str = "paper"
@@ -222,7 +230,7 @@ class Selector:
     _set_hashes: set[bytes] = field(default_factory=set)
 
     def rows(self, journal: Journal) -> Iterator[dict[str, Any]]:
-        """Yield prompts and completions, as TRL takes them, in the order in which the sets were traced."""
+        """Yield training rows in the format of TRL, in the order in which the sets were stored in the journal."""
         for metadata, keys in journal.sets_with_calls():
             if self.set_ids is not None and metadata["set_id"] not in self.set_ids:
                 continue
@@ -239,7 +247,7 @@ class Selector:
                 yield self._training_row(metadata, trace)
 
     def _exclusion_reason(self, metadata: Mapping[str, Any]) -> str | None:
-        """Return why a set is left out before its calls are read."""
+        """Return the reason why a set is left out, or None if it is not. Does not need the calls of the set."""
         query = metadata["query"]
         if self.excluded_queries.find(query) is not None:
             return "contaminated"
@@ -250,13 +258,13 @@ class Selector:
         return None
 
     def _remember_set(self, metadata: Mapping[str, Any]) -> None:
-        """Leave out later sets like this one, which gave a row."""
+        """Remember a set that produced rows. Its later duplicates are then left out."""
         self._set_hashes.add(_set_hash(metadata))
         if self._query_index.find(metadata["query"]) is None:
             self._query_index.add(metadata["query"], _query_name(metadata))
 
     def _usable_traces(self, metadata: Mapping[str, Any], calls: Iterable[Call]) -> list[Trace]:
-        """Return the usable traces of a set; the one presented in the set's own order comes first."""
+        """Return the usable traces of a set. Those that present the passages in the order of the set come first."""
         grades = metadata["grades"] if self.grades is None else self.grades.get(metadata["query_id"])
         set_order = tuple(metadata["doc_ids"])
         traces = []
@@ -270,7 +278,7 @@ class Selector:
         return traces
 
     def _read_trace(self, sample: Sequence[Call], grades: Mapping[str, int]) -> Trace | str:
-        """Return the trace of a sample, or why it is not usable."""
+        """Return the trace of a sample, or the reason why it is not usable."""
         answer, call = parse_sample(sample), sample[0]
         if isinstance(answer, str):
             return answer
@@ -283,7 +291,7 @@ class Selector:
         trace_ndcg = tier_ndcg([[grades.get(call.doc_ids[number - 1], 0) for number in tier] for tier in answer.tiers])
         if trace_ndcg is not None and trace_ndcg < self.min_ndcg:
             return "below_ndcg"
-        # Some teachers are given the beginning of an answer, which is not part of the prompt.
+        # An assistant message at the end is the beginning of the answer (a prefill), not part of the prompt.
         prompt = tuple(takewhile(lambda message: message["role"] != "assistant", call.request["messages"]))
         return Trace(call.model, prompt, call.doc_ids, reasoning, answer.tiers, tokens, trace_ndcg)
 
@@ -308,12 +316,12 @@ def _query_name(metadata: Mapping[str, Any]) -> str:
 
 
 def _set_hash(metadata: Mapping[str, Any]) -> bytes:
-    """Return a hash that is the same for two sets of the same query and passages."""
+    """Return a hash that is equal for two sets with the same query and the same passages in any order."""
     content = repr((normalize_text(metadata["query"]), sorted(metadata["doc_ids"])))
     return sha256(content.encode("utf-8", "surrogatepass")).digest()
 
 
 def is_heldout(query_id: str, source: str, share: float, seed: int = 0) -> bool:
-    """Return whether a query belongs to the `share` that is held out from training: decided by its id alone."""
+    """Return whether a query is in the `share` held out from training. Only its id, source and `seed` matter."""
     digest = sha256(f"{seed}|{source}|{query_id}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64

@@ -1,4 +1,4 @@
-"""A time limit that also holds where Python does not come back for minutes: while weights load, and inside a step."""
+"""A time limit that also interrupts long operations, such as loading weights or a training step."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 
 _POLL_SECONDS = 0.2
-"""Seconds until the next attempt, where the work cannot be interrupted at present."""
+"""Seconds until the next attempt if the work cannot be interrupted at the moment."""
 
 
 class TimeLimitReached(BaseException):
-    """The time limit has passed while the work could be interrupted.
+    """The time limit has passed, and the work may be interrupted.
 
-    Like `KeyboardInterrupt`, it is not an `Exception`, so that no library that is interrupted handles it.
+    Like `KeyboardInterrupt`, it is not an `Exception`, so no library catches it with `except Exception`.
     """
 
 
 @dataclass(slots=True)
 class Interruption:
-    """Whether the work may be interrupted at present. An optimizer's step, for example, must be complete or absent."""
+    """Whether the work may be interrupted at the moment. For example, an optimizer step must not be interrupted."""
 
     allowed: bool = True
 
@@ -31,14 +31,14 @@ class Interruption:
 def interrupt_after(seconds: float | None) -> Iterator[Interruption]:
     """Raise `TimeLimitReached` in the block once `seconds` have passed and the work may be interrupted.
 
-    It is raised between two operations of Python. Where the operating system has no timer signals, and outside of the
-    main thread, it is never raised.
+    Python raises it only between two of its bytecode instructions. It is never raised outside of the main thread, or if
+    the operating system has no timer signals.
 
     Args:
-        seconds: The seconds left; None for no limit.
+        seconds: The number of seconds left; None for no limit.
 
     Yields:
-        The `Interruption`, in which the block states whether the work may be interrupted (at first, it may).
+        The `Interruption`. The block sets its `allowed` to state whether it may be interrupted (at first, it may).
     """
     interruption = Interruption()
     is_main_thread = threading.current_thread() is threading.main_thread()

@@ -1,6 +1,6 @@
-"""Tracing: a teacher ranks each candidate set as one window, and the journal stores its reasoning.
+"""Trace candidate sets: a teacher ranks each set as one window, and the journal stores its reasoning.
 
-The requests take the same path as those of any reranking, with the same budgets, retries, costs and resuming.
+Tracing uses the same code as reranking. Budgets, retries, costs and resuming therefore work in the same way.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from rank_k.window.listwise import ListwiseRanker
 
 MAX_SET_SIZE = 10_000
 SINGLE_WINDOW = Single(MAX_SET_SIZE)
-"""The strategy, which ranks each set as one window."""
+"""The strategy of tracing: each set is one window."""
 
 
 class ActiveSets:
-    """The sets that are being ranked, by id; the others have not been read yet, or are finished.
+    """The sets that are being ranked. Only these sets are in memory.
 
     Attributes:
-        queries: The query of each set, as `Reranker.rerank` takes queries.
+        queries: The query of each set by the id of the set, as `Reranker.rerank` expects it.
     """
 
     def __init__(self) -> None:
@@ -38,11 +38,11 @@ class ActiveSets:
     def add_sets(
         self, sets: Iterable[CandidateSet], store_set: Callable[[str, Mapping[str, Any]], None]
     ) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
-        """Yield the sets as a run, one by one, and pass the metadata of each to `store_set`."""
+        """Yield each set as (set id, candidates), like the queries of a run, and pass its metadata to `store_set`."""
         for candidate_set in sets:
             set_id = candidate_set.set_id
             if set_id in self.queries:
-                continue  # the same set twice in a row
+                continue  # the same set is already being ranked
             self.queries[set_id] = Query(set_id, candidate_set.query)
             self._candidate_sets[set_id] = candidate_set
             store_set(set_id, candidate_set.metadata)
@@ -52,7 +52,7 @@ class ActiveSets:
         return self._candidate_sets[set_id]
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
-        """Return a passage of the set `query_id`, as a source of passages does."""
+        """Return a passage of the set whose id is `query_id`. This method makes the object a `PassageSource`."""
         candidate_set = self._candidate_sets[query_id or ""]
         return Passage(doc_id, candidate_set.passages[candidate_set.doc_ids.index(doc_id)])
 
@@ -61,7 +61,7 @@ class ActiveSets:
 
 
 class SimulatedTeacher(SimulatedModel):
-    """A simulated judge for candidate sets. It uses the grades of a set's query, and its calls contain the prompt."""
+    """A simulated model for candidate sets. It uses the judgments of a set's query. Its calls contain the prompt."""
 
     def __init__(self, grades: Grades, noise: Noise | str, get_set: Callable[[str], CandidateSet]) -> None:
         super().__init__(grades, noise)
@@ -87,18 +87,18 @@ def trace_sets(
     show_progress: ShowProgress = no_progress,
     token_budget: int | None = None,
 ) -> Iterator[str]:
-    """Rank every set as one window and yield the ids of the finished sets in order.
+    """Rank every set as one window, and yield the ids of the finished sets in order.
 
-    The journal then has everything; read it with `Journal.traced_sets`.
+    The reasoning and the rankings are stored in the journal. `Journal.sets_with_calls` reads them.
 
     Args:
-        reranker: Its strategy is `SINGLE_WINDOW`, its depth `MAX_SET_SIZE`, its method "listwise".
+        reranker: A reranker with the strategy `SINGLE_WINDOW`, the depth `MAX_SET_SIZE` and the method "listwise".
         sets: The candidate sets.
-        active_sets: Receives each set while it is ranked.
+        active_sets: Contains each set while it is ranked.
         set_count: The number of sets, for the progress display.
-        settings: The settings of the journal's run.
-        show_progress: Shows the progress.
-        token_budget: After this number of tokens, no further set is started (default: no limit).
+        settings: The settings that the journal stores for this run.
+        show_progress: Shows the progress (default: no display).
+        token_budget: The number of tokens after which no further set is started (default: no limit).
     """
     ranker = reranker.ranker
     if (
@@ -110,7 +110,7 @@ def trace_sets(
             "trace_sets needs a reranker that ranks a set as one window",
             'give strategy=SINGLE_WINDOW, depth=MAX_SET_SIZE, method="listwise"',
         )
-    # All samples are requested, also when the first ones agree.
+    # Request all samples, even if the first ones agree.
     ranker.settings = replace(ranker.settings, agreeing_samples=ranker.settings.samples)
     run = active_sets.add_sets(sets, reranker.journal.store_set)
     rankings = rerank_run(

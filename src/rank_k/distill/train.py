@@ -1,6 +1,6 @@
-"""Training of a student on selected traces, with TRL's supervised trainer and our batches, losses and measures.
+"""Train a student on selected traces, with TRL's supervised trainer and our own batches, losses and measures.
 
-The same command resumes from the newest complete checkpoint. `run_folder` describes the files of a run.
+An interrupted run resumes from its newest complete checkpoint. `run_folder` describes the files of a run.
 """
 
 from __future__ import annotations
@@ -54,21 +54,22 @@ from rank_k.options import DEFAULT_MAX_TOKENS
 from rank_k.window.prompt import read_template
 
 _GRACE_SHARE, _MIN_GRACE_SECONDS = 0.05, 1.0
-"""A step still running at the time limit is interrupted after this share of the limit, and at least some seconds."""
+"""A step that is still running at the time limit gets a grace period: this share of the limit, but at least this many
+seconds. Then the step is interrupted."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """What is trained on which rows, and where to.
+    """A training run: the training rows, the recipe and the output folder.
 
     Args:
-        data: The rows that `rank-k distill select` wrote.
+        data: The file with the training rows, written by `rank-k distill select`.
         recipe: How the student is trained.
         output: The folder of the run.
-        heldout: Rows to measure on, which are not learned (default: nothing is measured).
-        max_steps: End after this many steps (default: when all epochs are learned).
-        time_limit: End after this many seconds, loading and earlier parts of the run included (default: no limit). The
-            learning rate falls to 0 towards it, or towards the last step if that comes first.
+        heldout: A file with rows that are only measured, not trained on (default: nothing is measured).
+        max_steps: The maximum number of steps (default: the steps of all epochs).
+        time_limit: The maximum duration in seconds, including loading and earlier parts of the run (default: no limit).
+            The learning rate falls linearly and reaches 0 at the time limit or at the last step, whichever comes first.
     """
 
     data: Path
@@ -87,7 +88,7 @@ class TrainingResult:
         steps: The number of steps, including those of earlier parts of the run.
         seconds: The duration, including earlier parts of the run.
         rows: The number of training rows.
-        too_long: The number of rows that were left out because of their length, held-out rows included.
+        too_long: The number of training and held-out rows that were left out because they are too long.
     """
 
     steps: int
@@ -100,19 +101,19 @@ def train(run: TrainingRun, on_record: OnRecord = lambda record: None) -> Traini
     """Train until the last step or the time limit.
 
     Args:
-        run: What to train.
-        on_record: Called with every record (see `run_folder.OnRecord`), only in the first of the processes that train
-            together (default: nothing is called).
+        run: The training run.
+        on_record: Called with every record (see `run_folder.OnRecord`). If several processes train together, only the
+            first process calls it (default: nothing is called).
 
     Raises:
-        InputError: If the recipe, the rows, the base model and the output folder do not fit together, or if the time
-            limit passes before the first step.
+        InputError: If the rows, the base model or the output folder do not match the recipe, or if the time limit
+            passes before the first step.
     """
     for module in ("torch", "transformers", "trl", "peft", "datasets"):
         load(module)
     recipe, metadata = run.recipe, _run_metadata(run)
     existing = _read_matching_metadata(run.output, metadata)
-    bf16 = existing.get("bf16", recipe.training.bf16 and bf16_is_fast())  # a run resumes in its number format
+    bf16 = existing.get("bf16", recipe.training.bf16 and bf16_is_fast())  # a resumed run keeps its number format
     if not (is_main := is_main_process()):
         on_record = lambda record: None  # noqa: E731
     on_record({"bf16": bf16, "bf16_requested": recipe.training.bf16})
@@ -159,10 +160,10 @@ def train(run: TrainingRun, on_record: OnRecord = lambda record: None) -> Traini
 
 
 def _seconds_left(run: TrainingRun, clock: TrainingClock) -> float | None:
-    """Return after how many seconds loading or a step is interrupted; None if never.
+    """Return the number of seconds after which loading or a step is interrupted; None if it is never interrupted.
 
-    This is a little later than the time limit, so that a short step, with its checkpoint and its measurement, can
-    end. A run that resumes after its time limit makes one step.
+    The interruption comes a little after the time limit, which leaves time for a short step with its checkpoint and its
+    measurement. A run that resumes after its time limit makes one step.
     """
     if run.time_limit is None or clock.seconds >= run.time_limit or process_count() > 1:
         return None
@@ -170,7 +171,7 @@ def _seconds_left(run: TrainingRun, clock: TrainingClock) -> float | None:
 
 
 def _save_trained(trainer: Any, folder: Path) -> None:
-    """Save what was trained as a whole, and the tokenizer. (Checkpoints of sharded training consist of shards.)"""
+    """Save the trained weights and the tokenizer. Weights of sharded training (FSDP) are saved unsharded."""
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(folder))
@@ -182,13 +183,13 @@ def _save_trained(trainer: Any, folder: Path) -> None:
 
 
 def _run_metadata(run: TrainingRun) -> dict[str, Any]:
-    """Return what identifies a run: a folder is resumed only with the same."""
+    """Return the metadata of a run. A run in the output folder is resumed only if its metadata is the same."""
     try:
         with run.data.open("rb") as file:
             sha256 = file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(
-            f"{run.data}: {error.strerror or error}", "give the rows that rank-k distill select wrote"
+            f"{run.data}: {error.strerror or error}", "give a file that rank-k distill select wrote"
         ) from error
     template = read_template(run.recipe.asking.prompt)
     base = find_gguf(run.recipe.base.weights)
@@ -203,7 +204,7 @@ def _run_metadata(run: TrainingRun) -> dict[str, Any]:
 
 
 def _read_matching_metadata(output: Path, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the metadata of the run in `output`, {} for a new run. Raises `InputError` if it is another run."""
+    """Return the metadata of the run in `output`; {} for a new run. Raises `InputError` if it is a different run."""
     output.mkdir(parents=True, exist_ok=True)
     if not (output / RUN_FILE).exists():
         return {}
@@ -211,14 +212,14 @@ def _read_matching_metadata(output: Path, metadata: Mapping[str, Any]) -> Mappin
     keys = ("recipe", "prompt", "data_sha256", "base_sha256", "processes")
     if changed_keys := [key for key in keys if existing[key] != expected[key]]:
         raise InputError(
-            f"{output} contains a run with another {' and '.join(changed_keys)}",
-            "give another folder, or remove that one",
+            f"{output} contains a run with a different {' and '.join(changed_keys)}",
+            "give a different folder, or delete this one",
         )
     return existing
 
 
 def _check_data(run: TrainingRun) -> None:
-    """Check the rows, and that the recipe can learn from them, before the weights are loaded, which takes minutes."""
+    """Check that the recipe can train on the rows. Runs before the weights are loaded, which takes minutes."""
     recipe, label_options = run.recipe, run.recipe.verdicts
     if label_options.is_enabled and process_count() > 1:
         raise InputError(
@@ -227,8 +228,8 @@ def _check_data(run: TrainingRun) -> None:
     completions = [row["completion"][0]["content"] for row in read_rows(run.data, recipe.asking.prompt)]
     if label_options.is_enabled and not any(parse_label_trace(text, label_options.words) for text in completions):
         raise InputError(
-            f"the recipe {recipe.name} learns relevance labels, but no trace in {run.data} consists of labels",
-            f"make them with: rank-k distill trace --teacher labels ({', '.join(label_options.words)})",
+            f"the recipe {recipe.name} trains on relevance labels, but no trace in {run.data} consists of labels",
+            f"create such traces with: rank-k distill trace --teacher labels ({', '.join(label_options.words)})",
         )
     for _ in () if run.heldout is None else read_rows(run.heldout, recipe.asking.prompt):
         pass
@@ -273,7 +274,7 @@ def _build_trainer(run: TrainingRun, base: LoadedBase, rows: ExampleSet, bf16: b
     label_token_ids = label_token_ids_of(base.tokenizer, recipe.verdicts.words) if recipe.verdicts.is_enabled else []
 
     class Trainer(trl.SFTTrainer):  # type: ignore[misc, name-defined]
-        """SFTTrainer with the loss of relevance labels and a learning rate that also falls with time."""
+        """SFTTrainer with the loss for relevance labels, and a learning rate that also depends on the elapsed time."""
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
             relevance_labels, passage_ends = inputs.pop("relevance_labels"), inputs.pop("passage_ends")
@@ -292,7 +293,7 @@ def _build_trainer(run: TrainingRun, base: LoadedBase, rows: ExampleSet, bf16: b
             return loss / self.current_gradient_accumulation_steps
 
         def create_model_card(self, *args: Any, **options: Any) -> None:
-            """Write no card: `train` writes our own at the end."""
+            """Write no card: `train` writes its own card at the end."""
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             def learning_rate_factor(step: int) -> float:
@@ -307,10 +308,10 @@ def _build_trainer(run: TrainingRun, base: LoadedBase, rows: ExampleSet, bf16: b
 
     config = trl.SFTConfig(
         output_dir=str(run.output),
-        max_length=None,  # examples that are too long are left out already
+        max_length=None,  # `build_examples` has already left out rows that are too long
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
-        train_sampling_strategy="sequential",  # `order` is the order
+        train_sampling_strategy="sequential",  # `Batches` applies the random order
         num_train_epochs=1,
         max_steps=run.max_steps or -1,
         per_device_train_batch_size=training.batch,
@@ -324,7 +325,7 @@ def _build_trainer(run: TrainingRun, base: LoadedBase, rows: ExampleSet, bf16: b
         seed=training.seed,
         save_strategy="steps",
         save_steps=training.checkpoint_steps,
-        save_total_limit=2,  # the last one is complete while the next is written
+        save_total_limit=2,  # one complete checkpoint remains while the next one is written
         logging_steps=1,
         report_to=[],
         disable_tqdm=True,
@@ -378,9 +379,9 @@ def _training_callback(
     clock: TrainingClock,
     interruption: Interruption,
 ) -> Any:
-    """Return a callback that records, measures and saves by step and by time, and stops at the time limit.
+    """Return a callback that records, measures and saves at certain steps and times, and stops at the time limit.
 
-    A step may be interrupted only until the optimizer changes the weights.
+    The time limit may interrupt a step only before the optimizer changes the weights.
     """
     training = run.recipe.training
     measured_examples = heldout[: training.measure_rows]
@@ -401,7 +402,9 @@ def _training_callback(
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> Any:
             clock.tick()
-            control.should_training_stop |= clock.elapsed_share >= 1  # transformers sets it after the last step
+            control.should_training_stop |= (
+                clock.elapsed_share >= 1
+            )  # transformers has already set it after the last step
             is_last, step, seconds = control.should_training_stop, state.global_step, clock.seconds
             control.should_save |= is_last or 0 < training.checkpoint_seconds <= seconds - self.saved_at
             if measured_examples and (
@@ -435,7 +438,7 @@ def _training_callback(
 
 
 def is_main_process() -> bool:
-    """Return whether this is the first of the processes that train together, which writes and prints for all."""
+    """Return whether this is the first of the processes that train together. Only this process writes and prints."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -1,10 +1,10 @@
-"""Training rows become examples, and examples become batches of tokens and labels.
+"""Convert training rows to examples, and examples to batches of tokens and labels.
 
-The model's chat template renders the prompt, and the completion is appended unchanged, because many chat templates drop
-`<think>...</think>` from an assistant's turn. Rows that are too long are counted and left out, never truncated.
+The model's chat template renders only the prompt. The completion is appended unchanged, because many chat templates
+remove `<think>...</think>` from an assistant's message. Rows that are too long are left out, never truncated.
 
-The order of the examples, the batches and the random labels depend only on the seed and the position, so that a resumed
-run gets the same batches.
+The order of the examples, the batches and the random labels depend only on the seed and on the position in the
+training. A resumed run therefore gets the same batches.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from rank_k.window.prompt import PromptTemplate, read_template
 from rank_k.window.sanitize import sanitize
 
 IGNORED_LABEL = -100
-"""The label of a token that is not learned, as in torch."""
+"""The label of a token that does not count in the loss. torch uses the same value."""
 
 _NUMBERED_PASSAGE = re.compile(r"^\[(\d+)\] .*\[\1\]$", re.MULTILINE)
 """A passage with its number at both ends."""
 
 _BATCHES_PER_GROUP = 16
-"""Batches whose rows are sorted by length together."""
+"""The number of batches whose rows are sorted by length together."""
 
 
 # --- rows and examples ---
@@ -47,8 +47,8 @@ class Example:
     Args:
         row: The index of the row in its file.
         prompt_ids: The token ids of the prompt.
-        completion: The text to be learned.
-        label_trace: The relevance labels in the completion; None if it has none.
+        completion: The text that the model learns to generate.
+        label_trace: The relevance labels in the completion; None if the completion does not consist of labels.
         passage_ends: The position of the last token of each passage in `prompt_ids`; empty if the prompt does not show
             where passages end, or if the completion has no labels.
     """
@@ -62,7 +62,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class ExampleSet:
-    """Examples, the number of rows that were too long, and the rows per license of each source."""
+    """Examples, the number of rows that were too long, and the number of rows by source and license."""
 
     examples: list[Example]
     too_long: int
@@ -70,7 +70,7 @@ class ExampleSet:
 
 
 def read_rows(path: Path, prompt: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a JSONL file of `rank-k distill select`.
+    """Yield the rows of a JSONL file that `rank-k distill select` wrote.
 
     Raises:
         FormatError: If a line is not a row.
@@ -83,8 +83,8 @@ def read_rows(path: Path, prompt: str) -> Iterator[dict[str, Any]]:
             raise FormatError(path, number, "the prompt or the assistant's completion is missing", expected)
         if not _uses_template(row, template):
             raise InputError(
-                f"line {number} of {path} was not made with the prompt {prompt}, which the recipe's student will use",
-                f"run rank-k distill trace with --prompt {prompt}, or set the prompt in [asking] of the recipe",
+                f"line {number} of {path} was not made with the prompt {prompt}, which is the prompt of the recipe",
+                f"run rank-k distill trace with --prompt {prompt}, or change prompt in [asking] in the recipe",
             )
         yield row
 
@@ -98,7 +98,7 @@ def _is_valid_row(row: Mapping[str, Any]) -> bool:
 
 
 def _uses_template(row: Mapping[str, Any], template: PromptTemplate) -> bool:
-    """Return whether a row's prompt was made with `template`; True if the row does not contain query and ids."""
+    """Return whether a row's prompt was made with `template`. Rows without query and document ids are not checked."""
     if not isinstance(row.get("query"), str) or not isinstance(row.get("doc_ids"), list):
         return True
     *_, message = template.messages(sanitize(row["query"], markers=False), ["\0"] * len(row["doc_ids"]))
@@ -113,12 +113,12 @@ def _uses_template(row: Mapping[str, Any], template: PromptTemplate) -> bool:
 def build_examples(
     rows: Iterable[Mapping[str, Any]], tokenizer: Any, max_length: int, label_words: Sequence[str]
 ) -> ExampleSet:
-    """Return the rows that are not too long as examples, and count the others.
+    """Return an example for each row that is not too long, and count the rows that are too long.
 
     Args:
         rows: The rows (see `read_rows`).
         tokenizer: The tokenizer of the base model.
-        max_length: The maximum number of tokens of prompt and completion.
+        max_length: The maximum number of tokens in prompt and completion together.
         label_words: The relevance labels of the recipe, worst first.
     """
     examples: list[Example] = []
@@ -133,7 +133,7 @@ def build_examples(
         label_trace = parse_label_trace(completion, label_words)
         if label_trace is None or len(passage_ends) != len(label_trace.target_labels):
             passage_ends = ()
-        compact_ids = array("i", prompt_ids)  # a tenth of the list's size
+        compact_ids = array("i", prompt_ids)  # takes a tenth of the memory of a list
         examples.append(Example(number, compact_ids, completion, label_trace, passage_ends))
         sources[str(row.get("source") or "unnamed")][str(row.get("license") or "unnamed")] += 1
     return ExampleSet(examples, too_long, sources)
@@ -142,11 +142,11 @@ def build_examples(
 def prompt_tokens(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], tuple[int, ...]]:
     """Return the token ids of a prompt and the positions of the last tokens of its passages.
 
-    The prompt ends where the model's answer begins. The positions are empty unless passages have their numbers at both
-    ends.
+    The prompt ends where the model's answer begins. The positions are known only if each passage in the prompt has its
+    number at both ends; otherwise they are empty.
     """
     text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    text = text.removesuffix("<think>\n")  # some templates open the reasoning, but so does the completion
+    text = text.removesuffix("<think>\n")  # some templates open the reasoning, but the completion opens it, too
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
     passages = list(_NUMBERED_PASSAGE.finditer(text)) if tokenizer.is_fast else []
     if [int(match[1]) for match in passages] != list(range(1, len(passages) + 1)):
@@ -156,7 +156,7 @@ def prompt_tokens(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> tupl
 
 
 def completion_tokens(tokenizer: Any, completion: str) -> list[int]:
-    """Return the token ids of a completion and of the end of its turn."""
+    """Return the token ids of a completion, followed by the end-of-sequence token."""
     return [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
@@ -168,10 +168,10 @@ class TokenizedRow:
     """One row of a batch.
 
     Args:
-        input_ids: The tokens of prompt and completion.
-        labels: The token to be learned at each position, or `IGNORED_LABEL`.
+        input_ids: The token ids of prompt and completion.
+        labels: The token id to predict at each position, or `IGNORED_LABEL`.
         label_positions: The positions of the relevance labels in `input_ids`.
-        target_labels: The relevance labels to be learned there.
+        target_labels: The relevance labels to predict at these positions.
         passage_ends: The positions of the last tokens of the passages, if they are known.
     """
 
@@ -183,9 +183,10 @@ class TokenizedRow:
 
 
 def tokenize_row(example: Example, tokenizer: Any, trace: LabelTrace | None = None) -> TokenizedRow:
-    """Return the tokens of a row, in which the completion is learned and the prompt is not.
+    """Return the tokens and labels of a row. The loss covers the completion, not the prompt.
 
-    With `trace`, its text replaces the completion: the shown labels are in the text, and the target labels are learned.
+    With `trace`, its text replaces the completion: the input contains its shown labels, but the loss uses its target
+    labels at these positions.
     """
     start = len(example.prompt_ids)
     completion = completion_tokens(tokenizer, example.completion if trace is None else trace.text)
@@ -202,7 +203,7 @@ def tokenize_row(example: Example, tokenizer: Any, trace: LabelTrace | None = No
 
 
 def label_token_ids_of(tokenizer: Any, words: Sequence[str]) -> list[int]:
-    """Return the token of each label when it follows "[1]". Raises `InputError` for a word of several tokens."""
+    """Return the token id of each label after "[1]". Raises `InputError` if a word consists of several tokens."""
     prefix_ids = tokenizer("[1]", add_special_tokens=False)["input_ids"]
     token_ids = []
     for word in words:
@@ -210,7 +211,7 @@ def label_token_ids_of(tokenizer: Any, words: Sequence[str]) -> list[int]:
         if first_ids != prefix_ids:
             raise InputError(
                 f"the label {word!r} is not a single token of this model",
-                "choose another word in [verdicts] of the recipe",
+                "choose a different word in the [verdicts] section of the recipe",
             )
         token_ids.append(token_id)
     return token_ids
@@ -220,15 +221,15 @@ def label_token_ids_of(tokenizer: Any, words: Sequence[str]) -> list[int]:
 
 
 def training_order(lengths: Sequence[int], epochs: float, batch: int, seed: int, group_by_length: bool) -> list[int]:
-    """Return the indices of rows in the order in which they are learned, all epochs in sequence.
+    """Return the indices of the training rows in the order of training. The epochs follow one after the other.
 
     Args:
         lengths: The length of each row.
-        epochs: How often each row is learned. A fraction learns a random part of the rows.
+        epochs: The number of passes over the rows. A fractional pass covers a random part of the rows.
         batch: The number of rows in a batch.
         seed: The seed of the random order.
-        group_by_length: Put rows of similar length into one batch, which saves padding. The batches stay in random
-            order.
+        group_by_length: Put rows of similar length into one batch, which saves padding. The order of the batches is
+            still random.
     """
     order: list[int] = []
     row_count = round(epochs * len(lengths))
@@ -250,7 +251,17 @@ def _split(rows: list[int], size: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Batches:
-    """Makes batches of the examples at positions of `order`. The positions are the trainer's data set."""
+    """Collates batches.
+
+    The trainer's data set contains only the positions 0, 1, 2, ...; this class looks up each position in `order`.
+
+    Args:
+        examples: The examples.
+        order: The index of the example at each position of the training (see `training_order`).
+        tokenizer: The tokenizer of the base model.
+        label_options: The settings for training on relevance labels.
+        seed: The seed of the random labels.
+    """
 
     examples: Sequence[Example]
     order: Sequence[int]
@@ -262,7 +273,7 @@ class Batches:
         return pad_batch([self.row(item["position"]) for item in items], self.tokenizer.pad_token_id)
 
     def row(self, position: int) -> TokenizedRow:
-        """Return the row at a position of the order, with random labels as the options require."""
+        """Return the row at a position in `order`. Some of its shown labels are random, as `label_options` require."""
         example = self.examples[self.order[position]]
         trace = example.label_trace if self.label_options.is_enabled else None
         random = Random(f"verdicts|{self.seed}|{position}")
@@ -274,7 +285,7 @@ class Batches:
 def pad_batch(rows: Sequence[TokenizedRow], pad_token_id: int) -> dict[str, Any]:
     """Return the tensors of a batch, padded on the right.
 
-    `relevance_labels` and `passage_ends` have one line (row, position, target label) per relevance label.
+    `relevance_labels` and `passage_ends` have one line (row, position, target label) per passage.
     """
     torch = load("torch")
 

@@ -24,7 +24,7 @@ JudgedItem = tuple[str, str, Any, int]
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """The agreement of some judges.
+    """The agreement between two or more judges.
 
     Attributes:
         judges: The judges.

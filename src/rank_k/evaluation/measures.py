@@ -24,7 +24,7 @@ DEFAULT_MEASURES = ("nDCG@10", "nDCG@20", "AP", "RR@10", "R@100", "Judged@10")
 
 _REMEDY = "write names as in ir_measures (nDCG@10, AP, RR@10, R@100, P@5, AP(rel=2)) or trec_eval (ndcg_cut_10, map)"
 _MAX_NUMBER = 1_000_000
-"""The largest accepted cutoff and grade. trec_eval allocates memory by them without checks and would crash."""
+"""The largest accepted cutoff and grade. trec_eval allocates memory in proportion to them without checks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Evaluation:
         means: The mean of each measure over the same queries; for measures that count, such as NumRet, the sum.
         missing: The judged queries that the run lacks. They count as 0.
         unjudged: The queries of the run without judgments. They are left out.
-        tied: The judged queries with equal scores in an order that differs from that of trec_eval.
+        tied: The judged queries in which documents with equal scores are in a different order than in trec_eval.
     """
 
     per_query: Mapping[str, Mapping[str, float]]
@@ -55,8 +55,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a run against judgments.
 
-    All measures use the same order of documents; ir_measures alone would break ties in RR@10 and Judged@10 differently
-    from nDCG@10. nDCG has linear gains and log2 discounts, as in trec_eval (Järvelin and Kekäläinen 2002).
+    All measures use the same order of documents. (ir_measures itself breaks ties in RR@10 and Judged@10 differently
+    than in nDCG@10.) nDCG has linear gains and log2 discounts, as in trec_eval (Järvelin and Kekäläinen 2002).
 
     Args:
         qrels: The judgments: query id -> document id -> grade.
@@ -99,7 +99,7 @@ def evaluate(
         result = ir_measures.evaluator(list(parsed.values()), short_qrels).calc(short_run)
     except (ValueError, TypeError) as error:
         reason = str(error).partition(" The following providers")[0].rstrip(".")
-        raise InputError(f"ir_measures cannot compute this here: {reason}", _REMEDY) from error
+        raise InputError(f"ir_measures cannot compute these measures: {reason}", _REMEDY) from error
     except ArithmeticError as error:  # Accuracy, of a query whose documents are all relevant
         raise InputError(
             f"one of {', '.join(parsed)} cannot be computed for this run ({error})", "leave that measure out"
@@ -109,7 +109,7 @@ def evaluate(
         per_query[str(metric.measure)][original_ids[metric.query_id]] = metric.value
     return Evaluation(
         per_query=per_query,
-        # over all judged queries: ir_measures averages Accuracy over those that have a value
+        # averages over all judged queries; ir_measures averages Accuracy only over queries that have a value
         means={
             name: fmean(per_query[name].values())
             if isinstance(measure.aggregator(), ir_measures.MeanAgg)
@@ -144,10 +144,10 @@ def ndcg(ranked_grades: Sequence[float], judged_grades: Iterable[float] | None =
 
 
 def parse_measures(measures: Sequence[str]) -> dict[str, Any]:
-    """Return ir_measures's measures by their own spelling, each once.
+    """Return measure objects of ir_measures by their names in ir_measures, without duplicates.
 
     Args:
-        measures: Names as ir_measures spells them (`nDCG@10`) or as trec_eval does (`ndcg_cut_10`, `map`).
+        measures: Names of measures in ir_measures (`nDCG@10`) or trec_eval (`ndcg_cut_10`, `map`).
 
     Raises:
         InputError: If a measure is unknown, or there is none.

@@ -144,13 +144,13 @@ class ComparedPair:
 class SideCounts:
     """How often the left and the right side were preferred.
 
-    Sides are drawn at random, so each should be preferred half of the time, whatever the quality of the systems.
+    Sides are drawn at random, so each side should be preferred half of the time, even if one system is better.
 
     Attributes:
         left: The number of judgments for the left side.
         right: The number of judgments for the right side.
         ties: The number of ties.
-        share: The proportion of the left side without ties; None if all judgments are ties.
+        share: The proportion of judgments for the left side, ignoring ties; None if all judgments are ties.
         p: The p value of the hypothesis that the side has no effect (exact two-sided binomial test), or None.
     """
 
@@ -167,7 +167,7 @@ class SideCounts:
 
 @dataclass(frozen=True, slots=True)
 class JudgeSummary:
-    """One judge. `median_seconds`: None where unknown."""
+    """The judgments of one judge. `median_seconds`: the median time until a choice; None if it is unknown."""
 
     name: str
     sides: SideCounts
@@ -286,7 +286,9 @@ def summarize_preferences(rows: Iterable[Judgment]) -> Preferences:
     current = current_judgments(rows)
     judgments = current.judgments
     if not judgments:
-        raise InputError("there are no judgments, or all were taken back", "judge some on the page of rank-k serve")
+        raise InputError(
+            "there are no judgments, or all were withdrawn", "judge queries on the page Judge of rank-k serve"
+        )
     return Preferences(
         pairs=_compare_pairs(judgments),
         sides=_count_sides(judgments),
@@ -302,16 +304,16 @@ def summarize_preferences(rows: Iterable[Judgment]) -> Preferences:
 
 
 def estimate_share(value: float, count: int) -> Share:
-    """Return a proportion with its interval by the score of Wilson (1927).
+    """Return a proportion with its Wilson score interval (1927).
 
     The bootstrap, which is used for measures, gives empty intervals if all judgments are equal, and studies with people
-    have few queries. The interval of Wilson keeps its level for as few as ten (Brown, Cai and DasGupta 2001). It is
-    made for numbers that are 0 or 1. Other numbers with the same mean vary less, so it may be too wide for them but
-    never too narrow.
+    have few queries. The Wilson interval keeps its confidence level for as few as ten queries (Brown, Cai and DasGupta
+    2001). It assumes numbers that are 0 or 1. Other numbers with the same mean vary less, so the interval may be too
+    wide for them, but not too narrow.
 
     Args:
-        value: The mean of the numbers.
-        count: How many numbers between 0 and 1 there are.
+        value: The mean of the numbers, which are between 0 and 1.
+        count: How many numbers there are.
     """
     z = NormalDist().inv_cdf((1 + CONFIDENCE_LEVEL) / 2)
     center = (value + z * z / (2 * count)) / (1 + z * z / count)

@@ -21,7 +21,7 @@ JUDGED_MEASURE = "Judged@10"
 
 @dataclass(frozen=True, slots=True)
 class PairedComparison:
-    """A difference, and its p values corrected by Holm for all comparisons."""
+    """A difference, and its p values corrected with Holm's method for all comparisons."""
 
     paired: PairedDifference
     t_p: float
@@ -30,14 +30,14 @@ class PairedComparison:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The change of one query from the baseline to another run.
+    """The change in the value of one query from the baseline to a different run.
 
     Attributes:
         query_id: The query.
         before: The value in the baseline.
         after: The value in the other run.
-        unjudged: The fraction of the first ten documents without judgment in each run; None for a run that lacks the
-            query.
+        unjudged: The fraction of unjudged documents among the first ten, in the baseline and in the other run; None if
+            the run lacks the query.
     """
 
     query_id: str
@@ -72,7 +72,7 @@ class ComparedRun:
 
     @property
     def unjudged_per_query(self) -> Mapping[str, float]:
-        """The fraction of the first ten documents without judgment, for each judged query that the run contains."""
+        """The fraction of unjudged documents among the first ten, for each judged query that the run contains."""
         missing = set(self.evaluation.missing)
         values = self.evaluation.per_query[JUDGED_MEASURE]
         return {query_id: 1 - value for query_id, value in values.items() if query_id not in missing}
@@ -164,8 +164,8 @@ def compare_runs(
         costs: The costs of runs, by name, where they are known.
         intervals: Compute bootstrap intervals (default: True). Otherwise, and without a baseline, numpy and scipy are
             not needed.
-        common_queries: Average over the judged queries that all runs contain (default: over all judged queries, of
-            which those that a run lacks count as 0).
+        common_queries: Average only over the judged queries that all runs contain (default: False, which means over all
+            judged queries; queries that a run lacks count as 0).
 
     Raises:
         InputError: If `evaluate` raises it, or there is nothing to compare.
@@ -174,7 +174,7 @@ def compare_runs(
     measure_names = tuple(parse_measures(measures))
     compared_measures = _quality_measures(measure_names)
     if baseline and len(runs) < 2:
-        raise InputError(f"there is no run to compare with the baseline {baseline}", "name another run")
+        raise InputError(f"there is no run to compare with the baseline {baseline}", "give a second run")
     if baseline and not compared_measures:
         raise InputError(f"{', '.join(measure_names)} cannot be compared", "add a measure of quality, such as nDCG@10")
     all_judged = len(qrels)

@@ -43,7 +43,7 @@ class RunCost(CallTotals):
         journal: The journal with the calls.
         run: The name of the run in the journal; empty for the last run, which is the default of all commands.
         other_runs: The number of other runs in the journal.
-        wrote_file: Whether a run of the journal wrote the evaluated file. If not, this is the last run of the journal.
+        wrote_file: Whether a run of the journal wrote the evaluated file. If not, the costs are those of the last run.
         model: The name of the model.
         money: The cost in money, if prices are known.
     """
@@ -137,7 +137,7 @@ def read_run_cost(journal_file: Path, run_file: Path) -> RunCost | None:
         runs = journal.runs()
         if not runs:
             return None
-        writers = [  # by the name of the file alone, as its folder may have been moved since
+        writers = [  # compares only the name of the file, because its folder may have been moved since
             record for record in runs if Path(str(record.settings.get("output", ""))).name == run_file.name
         ]
         record = (writers or runs)[0]

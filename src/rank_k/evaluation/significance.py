@@ -29,7 +29,7 @@ RESAMPLES = 10_000
 SEED = 0
 
 NO_DIFFERENCE = 1e-9
-"""Smaller differences count as 0, because they come from rounding, for example from sums in another order."""
+"""Smaller differences count as 0, because they come from rounding, for example from sums in a different order."""
 
 _BATCH_VALUES = 1 << 20
 """The size of a batch of random numbers, which bounds memory."""
@@ -88,7 +88,7 @@ def bootstrap_interval(
     array = np.asarray(values, dtype=float)
     count = len(array)
     if not count:
-        raise InputError("there are no queries to take an interval over", "check the judgments")
+        raise InputError("there are no queries to compute an interval from", "check the judgments")
     generator = np.random.default_rng(SEED)
     batch = max(_BATCH_VALUES // array.size, 1)
     resampled = [
@@ -148,8 +148,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Return the p values, in the order given, corrected for multiple tests by the step-down method of Holm (1979).
 
     If corrected p values of at most `a` are called significant, the probability of any false positive is at most `a`,
-    whatever the dependence between the tests. The smallest of m p values is multiplied by m, the next by m - 1, and so
-    on, and no corrected value is smaller than the one before it.
+    also if the tests depend on each other. The smallest of m p values is multiplied by m, the next by m - 1, and so on.
+    No corrected value is smaller than the corrected value before it.
     """
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     scaled = (min(1.0, (len(order) - position) * p_values[index]) for position, index in enumerate(order))
@@ -158,7 +158,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _t_test(mean: float, error: float, count: int) -> float:
-    """Return the two-sided p value; 1 for a single query, and if all differences are zero."""
+    """Return the two-sided p value. It is 1 for a single query, and if all differences are zero."""
     if count == 1 or mean == 0:
         return 1.0
     if error == 0:

@@ -1,8 +1,10 @@
-"""The journal: every model call in one SQLite file. Caching, resuming, accounting and training data are based on it.
+"""The journal: one SQLite file with every model call. Caching, resuming, accounting and training data use it.
 
-    schema  tables, migrations, opening and checking a file
-    calls   calls and their keys
+    schema  the tables and migrations; opens and checks files
+    calls   model calls and their keys
+    batches requests in batch files
     runs    runs, queries, windows, rounds, rankings and candidate sets
+    shared  a journal that also finds the calls of other journals
 
 `docs/reference/journal-schema.md` describes every table and column.
 """

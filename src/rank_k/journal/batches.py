@@ -1,4 +1,4 @@
-"""Requests that wait in batch files, and the batches in which they were submitted."""
+"""Store requests that wait for a response in a batch file, and the batches that were submitted to a server."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rank_k.journal.schema import decode_text, encode_text
 
 @dataclass(frozen=True, slots=True)
 class PendingCall:
-    """A request without a response yet.
+    """A request that has no response yet.
 
     Attributes:
         key: The key of the call, which is the `custom_id` of its line in a batch file.
         model: The name of the model.
-        purpose: The purpose of the call.
+        purpose: The purpose of the call (see `Call`).
         doc_ids: The passages that the call is about, in the order in which the prompt presents them.
         request: The body of the request.
-        file: The name of the batch file that the request waits in; empty if it must be written again.
-        failures: How often a server refused the request.
-        error: The last refusal.
+        file: The name of the batch file that contains the request; empty if the request must be written to a new file.
+        failures: The number of times that a server refused the request.
+        error: The error message of the last failure; empty if there was none.
     """
 
     key: str
@@ -44,9 +44,9 @@ class BatchRecord:
     Attributes:
         file: The name of the batch file.
         server: The URL of the server.
-        input_file_id: The server's id of the uploaded file.
-        batch_id: The server's id of the batch; empty until the server has confirmed it.
-        status: The last known status, in the server's words; "ingested" when its results are in the journal.
+        input_file_id: The id that the server assigned to the uploaded file.
+        batch_id: The id that the server assigned to the batch; empty until the server has confirmed the batch.
+        status: The last known status, as the server calls it; "ingested" after its results were stored in the journal.
     """
 
     file: str
@@ -57,10 +57,10 @@ class BatchRecord:
 
 
 class BatchStore(CallStore):
-    """The part of a `Journal` that is about batch files."""
+    """The part of a `Journal` that stores batch files and their requests."""
 
     def store_pending(self, calls: Iterable[PendingCall]) -> None:
-        """Store requests that were written to a batch file, all or none of them."""
+        """Store requests that were written to a batch file. If this fails, none of them is stored."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             for call in calls:
@@ -82,7 +82,7 @@ class BatchStore(CallStore):
             raise
 
     def find_pending(self, key: str) -> PendingCall | None:
-        """Return the request that waits for a response under this key, or None."""
+        """Return the waiting request with this key, or None."""
         row = self._db.execute(
             "SELECT key, model, purpose, doc_ids, request, file, failures, error FROM pending_calls WHERE key = ?",
             (key,),
@@ -102,27 +102,27 @@ class BatchStore(CallStore):
         )
 
     def count_pending(self) -> dict[str, int]:
-        """Return the number of waiting requests by the name of their batch file ("" if they are in none)."""
+        """Return the number of waiting requests by the name of their batch file ("": not in a batch file)."""
         return dict(self._db.execute("SELECT file, count(*) FROM pending_calls GROUP BY file ORDER BY file"))
 
     def remove_pending(self, key: str) -> None:
-        """Delete a waiting request, because its response is in the journal."""
+        """Delete a waiting request after its response was stored in the journal."""
         self._db.execute("DELETE FROM pending_calls WHERE key = ?", (key,))
 
     def fail_pending(self, key: str, error: str, failures: int = 1) -> None:
-        """Note that a request has no response: it must be written to another file. `failures` are added."""
+        """Store that a request got no response and must be written to a new file. Add `failures` to its failures."""
         self._db.execute(
             "UPDATE pending_calls SET file = '', failures = failures + ?, error = ? WHERE key = ?",
             (failures, encode_text(error[:1000]), key),
         )
 
     def release_files(self, names: Sequence[str]) -> None:
-        """Note that the unanswered requests of these batch files must be written to other files."""
+        """Store that the waiting requests in these batch files must be written to new files."""
         for name in names:
             self._db.execute("UPDATE pending_calls SET file = '' WHERE file = ?", (name,))
 
     def store_batch(self, batch: BatchRecord) -> None:
-        """Store the state of a submitted file, so durably that it survives a power loss."""
+        """Store the state of a submitted file. It is written to disk at once, so it survives a power failure."""
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute(
             "INSERT OR REPLACE INTO batches (file, server, input_file_id, batch_id, status, updated_at)"
@@ -132,6 +132,6 @@ class BatchStore(CallStore):
         self._db.execute("PRAGMA synchronous = NORMAL")
 
     def batches(self) -> list[BatchRecord]:
-        """Return the submitted files, sorted by name."""
+        """Return the submitted batch files, sorted by name."""
         rows = self._db.execute("SELECT file, server, input_file_id, batch_id, status FROM batches ORDER BY file")
         return [BatchRecord(*row) for row in rows]

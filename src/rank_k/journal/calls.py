@@ -24,7 +24,7 @@ _TRANSPORT_FIELDS = frozenset(
         "usage",  # OpenRouter: count the tokens
     }
 )
-"""Fields of a request's body that are not part of the key, because they only affect how the response is sent."""
+"""Fields of the request body that are not part of the key, because they affect only how the response is sent."""
 
 _RESPONSE_COLUMNS = (
     "response_text, reasoning, finish_reason, log_probabilities,"
@@ -33,21 +33,23 @@ _RESPONSE_COLUMNS = (
 
 _ALL_ESTIMATED = 1
 _REASONING_ESTIMATED = 2
-"""Bits of the column `usage_estimated`: the server counted no tokens, or all but the reasoning tokens."""
+"""Bits of the column `usage_estimated`: all token counts are estimated, or only the count of reasoning tokens."""
 
 DEFAULT_MAX_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A stored call.
+    """A stored model call.
 
     Attributes:
         model: The name of the model.
-        purpose: The purpose of the call ("ask", "direct", "close", "likelihood" or "probe").
+        purpose: The purpose of the call: "ask" (rank a window), "direct" (rank a window without reasoning), "close"
+            (forced answer after truncated reasoning), "likelihood" (log-likelihood of the query) or "probe" (find out
+            what the server supports).
         request: The body of the request.
         response: The response.
-        doc_ids: The ids of the passages in the prompt, in the order of the prompt.
+        doc_ids: The ids of the passages, in the order in which the prompt presents them.
     """
 
     model: str
@@ -58,12 +60,12 @@ class Call:
 
 
 def call_key(identity: str, body: Mapping[str, Any], sample: int) -> str:
-    """Return the key of a call, a SHA-256 hash. Streaming, timeouts and the server's address do not change it.
+    """Return the key of a call, a SHA-256 hash. It does not depend on streaming, timeouts or the server's address.
 
     Args:
         identity: The identity of the model.
         body: The body of the request.
-        sample: The number of the sample, which distinguishes identical requests.
+        sample: The number of the sample. It distinguishes otherwise identical requests.
     """
     semantic = {name: value for name, value in body.items() if name not in _TRANSPORT_FIELDS}
     canonical = json.dumps([identity, semantic, sample], sort_keys=True, separators=(",", ":"))
@@ -87,14 +89,14 @@ class CallStore:
 
     @property
     def size_in_bytes(self) -> int:
-        """The size of the content in bytes, without free pages of the file."""
+        """The size of the content in bytes, excluding free pages of the file."""
         pages, free_pages, page_bytes = (
             self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
         )
         return int((pages - free_pages) * page_bytes)
 
     def find_response(self, key: str) -> Response | None:
-        """Return the response of the call with this key; None if there is no such call."""
+        """Return the response of the call with this key, or None if no such call is stored."""
         row = self._db.execute(f"SELECT {_RESPONSE_COLUMNS} FROM calls WHERE key = ?", (key,)).fetchone()
         return None if row is None else _decode_response(row)
 
@@ -115,11 +117,11 @@ class CallStore:
             purpose: The purpose of the call (see `Call`).
             body: The body of the request.
             response: The response.
-            doc_ids: The ids of the passages in the prompt, in the order of the prompt (default: none).
+            doc_ids: The ids of the passages, in the order in which the prompt presents them (default: none).
 
         Returns:
-            The stored response. If another process has already stored a call with this key, it is the response of that
-            call.
+            The stored response. If a different process has already stored a call with this key, this is the response
+            of that call.
 
         Raises:
             JournalError: If the call cannot be stored.
@@ -152,7 +154,7 @@ class CallStore:
         return response if inserted.rowcount else self.find_response(key) or response
 
     def find_call(self, key: str) -> Call | None:
-        """Return the call with this key; None if there is no such call."""
+        """Return the call with this key, or None if no such call is stored."""
         columns = f"model, purpose, request, doc_ids, {_RESPONSE_COLUMNS}"
         row = self._db.execute(f"SELECT {columns} FROM calls WHERE key = ?", (key,)).fetchone()
         if row is None:
@@ -167,11 +169,11 @@ class CallStore:
         """Return token counts and seconds, summed by model and purpose.
 
         Args:
-            run: Only calls of this run (default: all calls in the file).
-            query_id: Only calls of windows of this query (default: all).
+            run: Count only calls of this run (default: all calls in the journal).
+            query_id: Count only calls for windows of this query (default: all queries).
 
         Returns:
-            Tuples of model, purpose, number of calls, token counts, and seconds that the model took.
+            Tuples of model, purpose, number of calls, summed token counts, and summed duration of the calls in seconds.
         """
         condition, values = condition_on(run, query_id)
         keys = f"SELECT value FROM windows, json_each(call_keys) WHERE {condition}"
@@ -185,9 +187,9 @@ class CallStore:
         return [(decode_text(row[0]), *row[1:3], _decode_usage(row[3:8]), row[8]) for row in rows]
 
     def _limit_size(self) -> None:
-        """If a temporary journal is full, delete the older half of its calls, and all windows and rounds.
+        """If a temporary journal is full, delete the older half of its calls, and all queries, windows and rounds.
 
-        Rankings are kept, because they have not been read yet.
+        Rankings are kept, because `find_ranking` has not returned them yet.
         """
         if self.path is not None or self.size_in_bytes <= self._max_bytes:
             return
@@ -198,7 +200,7 @@ class CallStore:
 
 
 def condition_on(run: str | None, query_id: str | None = None) -> tuple[str, list[str | bytes]]:
-    """Return an SQL condition that selects a run and a query, and its parameters. None selects all."""
+    """Return an SQL condition that selects a run and a query (None: all of them), and its parameters."""
     columns = {"run": run, "query_id": None if query_id is None else encode_text(query_id)}
     given = {name: value for name, value in columns.items() if value is not None}
     return " AND ".join(f"{name} = ?" for name in given) or "TRUE", list(given.values())
@@ -213,7 +215,7 @@ def decompress_json(stored: bytes) -> Any:
 
 
 def _decode_response(row: Sequence[Any]) -> Response:
-    """Return the response in a row of the columns `_RESPONSE_COLUMNS`."""
+    """Return the response in a database row with the columns `_RESPONSE_COLUMNS`."""
     text, reasoning, finish_reason = (None if part is None else decode_text(part) for part in row[:3])
     tokens = None if row[3] is None else tuple((token, value) for token, value in decompress_json(row[3]))
     return Response(text or "", reasoning, finish_reason, _decode_usage(row[4:9]), row[9], tokens)

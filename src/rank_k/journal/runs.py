@@ -23,13 +23,13 @@ class WindowRecord:
     """A stored window.
 
     Attributes:
-        query_id: The query.
+        query_id: The id of the query.
         round: The number of the round, from 0.
         window_number: The number of the window in its round, from 0.
-        window: The passages.
+        window: The window, with the ids of its passages.
         call_keys: The keys of the calls that ranked the window.
-        rankings: The rankings, one per sample.
-        repairs: Number of parse repairs and truncations by kind.
+        rankings: The rankings of the window, one per sample.
+        repairs: The number of parse repairs and truncations by kind.
     """
 
     query_id: str
@@ -46,9 +46,9 @@ class RunRecord:
     """A stored run.
 
     Attributes:
-        run: The name of the run, which depends on its settings.
-        started_at: When it was last started or resumed, in seconds since 1970.
-        settings: The settings.
+        run: The name of the run, which is computed from its settings (see `run_name`).
+        started_at: When the run was last started or resumed, in seconds since 1970-01-01 UTC.
+        settings: The settings of the run.
     """
 
     run: str
@@ -65,8 +65,8 @@ class QueryRecord:
         position: The position of the query in the input of the run, from 0.
         query_id: The id of the query.
         text: The text of the query.
-        started_at: When it was last started, in seconds since 1970.
-        finished: Whether it has a final ranking.
+        started_at: When the query was last started, in seconds since 1970-01-01 UTC.
+        finished: Whether the query has a final ranking.
     """
 
     run: str
@@ -79,13 +79,13 @@ class QueryRecord:
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """The shard of a run that a journal has.
+    """The shard of a run that is stored in a journal.
 
     Attributes:
-        run: The name of the run, which all of its shards have in common.
+        run: The name of the run. It is the same for all shards of the run.
         number: The number of the shard, from 1.
         count: The number of shards.
-        query_ids: All queries of the run, those of other shards included, in the order of its input.
+        query_ids: The ids of all queries of the run, including those of other shards, in the order of its input.
     """
 
     run: str
@@ -95,24 +95,25 @@ class ShardRecord:
 
 
 def run_name(settings: Mapping[str, Any]) -> str:
-    """Return the name of the run with these settings: 16 hex digits of their SHA-256."""
+    """Return the name of the run with these settings: the first 16 hex digits of their SHA-256."""
     return hashlib.sha256(_settings_json(settings).encode()).hexdigest()[:16]
 
 
 class Journal(BatchStore):
-    """Calls, runs, queries and rankings in one SQLite file, which only its owner may read (mode 0600).
+    """Stores calls, runs, queries and rankings in one SQLite file, which only its owner may read (mode 0600).
 
     Only one thread may use a journal at a time. Several processes may use the same file.
 
     Args:
-        path: The file, which is created if it does not exist. By default, the journal is a temporary file on disk,
-            which is deleted when the process ends.
+        path: The file, which is created if it does not exist (default: a temporary file on disk, which is deleted when
+            the process ends).
         read_only: Reject all changes, and leave no other files next to the journal (default: False).
-        max_bytes: Maximum size of a temporary journal in bytes (default: 256 MiB). The oldest content is deleted.
+        max_bytes: The maximum size of a temporary journal in bytes (default: 256 MiB). If it grows larger, the oldest
+            content is deleted.
 
     Raises:
-        JournalError: If the file is not a journal or is of a newer version, or if it cannot be read or written, for
-            example because the disk is full.
+        JournalError: If the file is not a journal, if a newer version of Rank-K wrote it, or if it cannot be read or
+            written, for example because the disk is full.
     """
 
     # --- runs ---
@@ -127,16 +128,16 @@ class Journal(BatchStore):
         return run
 
     def runs(self) -> list[RunRecord]:
-        """Return all runs. The run that was started last is the first one."""
+        """Return all runs, the one that was started last first."""
         rows = self._db.execute("SELECT run, started_at, settings FROM runs ORDER BY started_at DESC")
         return [RunRecord(run, started_at, json.loads(settings)) for run, started_at, settings in rows]
 
     def last_run(self) -> str:
-        """Return the name of the run that was started last; empty if there are no runs."""
+        """Return the name of the run that was started last, or "" if there are no runs."""
         return next((record.run for record in self.runs()), "")
 
     def model_of_run(self, run: str) -> str:
-        """Return the name of the model of a run; empty if the run has no calls."""
+        """Return the name of the model of a run, or "" if the run has no calls."""
         row = self._db.execute(
             "SELECT model FROM windows, json_each(call_keys) JOIN calls ON calls.key = value WHERE run = ? LIMIT 1",
             (run,),
@@ -163,16 +164,17 @@ class Journal(BatchStore):
     def find_queries(
         self, run: str | None = None, *, find: str = "", offset: int = 0, limit: int | None = None
     ) -> tuple[int, list[QueryRecord]]:
-        """Find queries, in the order of their runs' inputs.
+        """Find queries, in the order of their position in the input.
 
         Args:
             run: The name of the run (default: all runs).
-            find: Only queries whose id or text contains this string. Case is ignored for the letters a to z.
-            offset: Number of queries to skip (default: 0).
-            limit: Maximum number of queries to return (default: no limit).
+            find: Only queries whose id or text contains this string (default: all queries). For the letters a to z,
+                upper or lower case does not matter.
+            offset: The number of matching queries to skip (default: 0).
+            limit: The maximum number of queries to return (default: no limit).
 
         Returns:
-            The number of all matching queries, and the requested ones.
+            The total number of matching queries, and the list of queries after `offset` and `limit` are applied.
         """
         condition, values = condition_on(run)
         if find:
@@ -183,7 +185,7 @@ class Journal(BatchStore):
         return total, self._query_records(f"{condition} {page}", (*values, -1 if limit is None else limit, offset))
 
     def find_query(self, run: str, position: int) -> QueryRecord | None:
-        """Return the query at a position in the input of a run; None if there is no such query."""
+        """Return the query at a position in the input of a run, or None if it is not stored."""
         return next(iter(self._query_records("run = ? AND position = ?", (run, position))), None)
 
     def query_texts(self, run: str | None = None) -> dict[str, str]:
@@ -262,22 +264,23 @@ class Journal(BatchStore):
             )
 
     def delete_windows(self, run: str) -> None:
-        """Delete the windows of a run that starts again, but not its calls.
+        """Delete the windows of a run that starts again. Its calls are kept.
 
-        The run may have fewer windows this time, for example if a window gets an answer that had none before.
+        When a run starts again, it may have fewer windows than before. For example, a window may get a valid answer
+        that it did not get before.
         """
         self._db.execute("DELETE FROM windows WHERE run = ?", (run,))
 
     # --- rounds and rankings ---
 
     def store_round(self, run: str, position: int, number: int, ranking: Ranking) -> None:
-        """Store the ranking of a query before one of its rounds. Before round 0, it is the first-stage ranking.
+        """Store the ranking of a query before a round. Before round 0, this is the first-stage ranking.
 
         Args:
             run: The name of the run.
             position: The position of the query in the input of the run, from 0.
             number: The number of the round, from 0.
-            ranking: The ranking.
+            ranking: The ranking before the round.
         """
         self._db.execute(
             "INSERT OR REPLACE INTO rounds (run, position, round, ranking) VALUES (?, ?, ?, ?)",
@@ -285,7 +288,7 @@ class Journal(BatchStore):
         )
 
     def rounds(self, run: str, position: int) -> list[Ranking]:
-        """Return the ranking of a query before each of its rounds."""
+        """Return the rankings of a query before each of its rounds, in the order of the rounds."""
         rows = self._db.execute(
             "SELECT ranking FROM rounds WHERE run = ? AND position = ? ORDER BY round", (run, position)
         )
@@ -300,7 +303,7 @@ class Journal(BatchStore):
         )
 
     def find_ranking(self, run: str, position: int) -> Ranking | None:
-        """Return the final ranking of a query; None if there is none. A temporary journal deletes it after that."""
+        """Return the final ranking of a query, or None if there is none. A temporary journal then deletes it."""
         where = "FROM rankings WHERE run = ? AND position = ?"
         row = self._db.execute(f"SELECT ranking {where}", (run, position)).fetchone()
         if row is None:
@@ -312,14 +315,14 @@ class Journal(BatchStore):
     # --- shards ---
 
     def store_shard(self, shard: ShardRecord) -> None:
-        """Store which shard of a run this journal has."""
+        """Store which shard of a run this journal belongs to."""
         self._db.execute(
             "INSERT OR REPLACE INTO shards (run, number, count, query_ids) VALUES (?, ?, ?, ?)",
             (shard.run, shard.number, shard.count, compress_json(shard.query_ids)),
         )
 
     def shards(self) -> list[ShardRecord]:
-        """Return the shards that this journal has, the one whose run was last started first."""
+        """Return the shards that this journal belongs to. The shard whose run was started last comes first."""
         rows = self._db.execute(
             "SELECT run, number, count, query_ids FROM shards JOIN runs USING (run) ORDER BY started_at DESC"
         )
@@ -328,17 +331,18 @@ class Journal(BatchStore):
         ]
 
     def merge_run(self, source: Path, run: str, query_ids: Sequence[str]) -> None:
-        """Copy all calls of another journal, and what it stores about `run`, into this one.
+        """Copy all calls in the journal `source`, and everything that it stores about `run`, to this journal.
 
-        Rows that this journal already has are kept, so that merging again changes nothing. `source` is only read.
+        Rows that this journal already contains are not overwritten, so merging again changes nothing. `source` is not
+        changed.
 
         Args:
-            source: The path of the other journal.
+            source: The path of the journal to copy from.
             run: The name of the run.
-            query_ids: All queries of the merged run in the order of its input, which decides their positions.
+            query_ids: The ids of all queries of the merged run. Their order determines the positions of the queries.
 
         Raises:
-            JournalError: If one of the journals cannot be used.
+            JournalError: If one of the two journals cannot be used.
         """
         Journal(source, read_only=True).close()  # raises if it is not a journal of this version
         db = self._db
@@ -378,7 +382,7 @@ class Journal(BatchStore):
     # --- candidate sets ---
 
     def store_set(self, set_id: str, metadata: Mapping[str, Any]) -> None:
-        """Store the metadata of a candidate set. `set_id` is also the query id of its window."""
+        """Store the metadata of a candidate set. The query id of the windows of a set is its `set_id`."""
         self._db.execute(
             "INSERT INTO sets (set_id, metadata) VALUES (?, ?)"
             " ON CONFLICT (set_id) DO UPDATE SET metadata = excluded.metadata",
@@ -389,7 +393,8 @@ class Journal(BatchStore):
         """Yield each candidate set that has windows, in the order in which the sets were stored.
 
         Yields:
-            The metadata of the set, and the keys of its calls without duplicates, those of the latest run first.
+            The metadata of the set, and the distinct keys of its calls. The calls of the run that was started last come
+            first.
         """
         rows = self._db.execute(
             "SELECT number, metadata, call_keys FROM windows JOIN sets ON set_id = query_id"

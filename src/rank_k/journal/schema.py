@@ -1,6 +1,6 @@
-"""The tables and migrations of the journal. This module opens and checks files.
+"""The tables and migrations of the journal. This module also opens and checks journal files.
 
-`docs/reference/journal-schema.md` describes every table and column. A test compares it with the tables below.
+`docs/reference/journal-schema.md` describes every table and column. A test compares that page with the tables below.
 """
 
 from __future__ import annotations
@@ -114,15 +114,15 @@ _BATCHES = """
 """
 
 MIGRATIONS: tuple[tuple[str, str], ...] = (("initial", _INITIAL), ("shards", _SHARDS), ("batches", _BATCHES))
-"""Pairs of name and SQL, in the order in which they are applied. The table `migrations` lists the migrations of a file,
-and `PRAGMA user_version` is their number. Existing migrations must never be edited: add a new one for each change."""
+"""Pairs of name and SQL, in the order in which they are applied. In a journal, the table `migrations` lists the applied
+migrations, and `PRAGMA user_version` is their number. Never edit a migration: add a new one for each change."""
 
 
 class _Connection(sqlite3.Connection):
     """A connection that raises `JournalError` if SQLite fails, for example because the disk is full.
 
     Attributes:
-        path: The file (None: a temporary journal).
+        path: The file of the journal; None for a temporary journal.
         remedy: What the user can do after an error.
     """
 
@@ -146,7 +146,7 @@ def open_database(path: Path | None, *, read_only: bool = False) -> sqlite3.Conn
             journal at the same time (default: False).
 
     Raises:
-        JournalError: If the file cannot be opened, or is not a journal of this version.
+        JournalError: If the file cannot be opened, is not a journal, or has a different format version.
     """
     if path is not None and not read_only:
         _create_private_file(path)
@@ -166,7 +166,7 @@ def open_database(path: Path | None, *, read_only: bool = False) -> sqlite3.Conn
         _migrate(db, read_only)
         if not read_only:
             db.execute("PRAGMA journal_mode = WAL")
-            # NORMAL loses nothing if the process is killed. After a power failure, the last calls may be missing.
+            # With NORMAL, no call is lost if the process is killed, but a power failure may lose the last calls.
             db.execute("PRAGMA synchronous = NORMAL")
     except JournalError:
         db.close()
@@ -177,10 +177,10 @@ def open_database(path: Path | None, *, read_only: bool = False) -> sqlite3.Conn
 def _open_mode(path: Path, read_only: bool) -> str:
     """Return the parameters of the URI that opens a journal.
 
-    SQLite needs the files `-wal` and `-shm` next to a journal that is in use, and creates them for readers, too. The
-    last connection that closes deletes them, if it was opened for writing. Readers are therefore opened for writing if
-    possible (`PRAGMA query_only` rejects changes). If the file or its directory is read-only, the journal is opened as
-    immutable, unless these files show that another process uses it.
+    SQLite needs the files `-wal` and `-shm` next to a journal that is in use, and creates them for readers, too. When
+    the last connection closes, it deletes these files only if it was opened for writing. Read-only journals are
+    therefore opened for writing if possible (`PRAGMA query_only` rejects changes). If the file or its directory is not
+    writable, the journal is opened as immutable, unless a `-wal` or `-shm` file shows that a process is using it.
     """
     if not read_only or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
         return "mode=rw"
@@ -189,33 +189,34 @@ def _open_mode(path: Path, read_only: bool) -> str:
 
 
 def _remedy_for_reading(path: Path | None) -> str:
-    """Return what to do if a file to read is not a journal. Often, it is the run that the journal belongs to."""
+    """Return what to do if a file to read is not a journal. Often, users give the run instead of its journal."""
     journal_of_run = Path(f"{path}.journal.sqlite")
     if journal_of_run.is_file():
         return f"did you mean {journal_of_run}?"
-    return "name a file that rank-k rerank --journal wrote"
+    return "give a file that rank-k rerank --journal wrote"
 
 
 def _create_private_file(path: Path) -> None:
-    """Create the file if it does not exist. Only its owner may read it, if it is new or empty."""
+    """Create the file if it does not exist. If it is new or empty, make it readable only for its owner."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         if path.is_file() and path.stat().st_size == 0:
-            path.chmod(0o600)  # an empty file that existed before becomes a journal
+            path.chmod(0o600)  # an existing empty file becomes a journal, too
     except OSError as error:
         problem = f"journal {path} cannot be written: {error.strerror}"
         raise JournalError(problem, _Connection.remedy) from error
 
 
 def _migrate(db: _Connection, read_only: bool) -> None:
-    """Check that the file is a journal, and apply the migrations that are missing."""
+    """Check that the file is a journal, and apply missing migrations."""
     if not _missing_migrations(db):
         return
     if read_only:
         raise JournalError(
-            f"journal {db.path} has an older version", "run a command that writes to it, such as rank-k rerank"
+            f"journal {db.path} has an older format",
+            "any command that writes to it, such as rank-k rerank, upgrades it",
         )
-    db.execute("BEGIN IMMEDIATE")  # another process may create the same file at the same time
+    db.execute("BEGIN IMMEDIATE")  # a different process may create the same file at the same time
     missing = _missing_migrations(db)
     for number, (name, sql) in enumerate(missing, len(MIGRATIONS) - len(missing) + 1):
         for statement in sql.split(";"):
@@ -226,10 +227,10 @@ def _migrate(db: _Connection, read_only: bool) -> None:
 
 
 def _missing_migrations(db: _Connection) -> tuple[tuple[str, str], ...]:
-    """Return the migrations that are missing in a file.
+    """Return the migrations that have not been applied to a file.
 
     Raises:
-        JournalError: If the file is not a journal, or has a newer version.
+        JournalError: If the file is not a journal, or if a newer or a development version of Rank-K wrote it.
     """
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not tables:
@@ -248,7 +249,7 @@ def _missing_migrations(db: _Connection) -> tuple[tuple[str, str], ...]:
 
 
 def encode_text(text: str) -> str | bytes:
-    """Return `text` in its stored form: bytes if it has lone surrogates, from undecodable ids, and otherwise text."""
+    """Return `text` as it is stored: bytes if it contains lone surrogates (from undecodable ids), otherwise text."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""A journal that also finds the calls of other journals in its folder."""
+"""A journal that also finds calls in the other journals of its folder."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rank_k.journal.runs import Journal
 from rank_k.types import Response
 
 RESCAN_SECONDS = 5.0
-"""Seconds after which the folder is searched for new journals again."""
+"""The minimum number of seconds between two searches of the folder for new journals."""
 
 
 class SharedFolderJournal(Journal):
-    """A journal that is written by one process, and looks up calls in all journals of its folder.
+    """A journal that one process writes, and that looks up calls in all journals of its folder.
 
-    A process that takes over the work of another one, which has died, so finds the calls that were already paid. They
-    are copied when they are found. Journals that cannot be read, because they are new or damaged, are skipped.
+    If a process dies, a process that takes over its work finds the calls that were already paid for, and copies them
+    to its own journal. Journals that cannot be read, because they are being created or are damaged, are skipped.
 
     Args:
-        path: The file of this journal. The others are the files in its folder with the same suffix.
+        path: The file of this journal. The other journals are the files in its folder with the same suffix.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,7 +33,7 @@ class SharedFolderJournal(Journal):
         self._next_scan = 0.0
 
     def find_response(self, key: str) -> Response | None:
-        """Return the response stored under `key` in any journal of the folder, or None."""
+        """Return the response to the call `key` from any journal in the folder, or None."""
         response = super().find_response(key)
         if response is not None:
             return response
@@ -53,7 +53,7 @@ class SharedFolderJournal(Journal):
         super().close()
 
     def _scan_folder(self) -> None:
-        """Open the journals that are new in the folder."""
+        """Open journals that were added to the folder since the last search."""
         now = time.monotonic()
         if now < self._next_scan:
             return

@@ -1,7 +1,8 @@
-"""One model on several servers: requests go to the server with the fewest of them in flight.
+"""One model on several servers: each request goes to the server with the fewest requests in flight.
 
-A server that fails is paused, and its request goes to another server at once. After a 429 or 503 a server gets fewer
-requests at a time, and then gradually more again: additive increase and multiplicative decrease, as in TCP.
+A server that fails is paused, and its request goes to a different server at once. After a 429 or 503, the number of
+requests that a server gets at a time is halved. Each success then raises it a little: additive increase and
+multiplicative decrease, as in TCP.
 """
 
 from __future__ import annotations
@@ -19,21 +20,23 @@ from rank_k.types import OnChunk, Request, Response
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 60.0
-"""Seconds that a server is paused after its first failure, and at most. Each further failure doubles the pause."""
+"""The pause after the first failure of a server, and the longest pause, in seconds. Each further failure doubles it."""
 
 
 @dataclass(slots=True)
 class ServerState:
-    """What is known of a server.
+    """The state of a server.
 
     Attributes:
-        model: The model on it.
-        in_flight: Its requests in flight.
-        sent: All requests that it was sent.
-        limit: The number of requests that it is sent at a time. None until it was overloaded.
-        failures: Its failures since its last response.
-        paused_until: The `time.monotonic()` until which it receives no requests, unless all servers are paused.
-        is_prepared: Whether the server has been asked for its model.
+        model: The model on this server.
+        in_flight: The number of requests in flight to this server.
+        sent: The number of requests sent to this server so far.
+        limit: The maximum number of requests in flight to this server; None if it has never been overloaded.
+        failures: The number of failures since the last response.
+        paused_until: The `time.monotonic()` when the pause ends. During the pause, the server receives requests only if
+            all servers are paused.
+        is_prepared: Whether the server has responded to `prepare`.
+        preparing: Ensures that only one task at a time prepares the server.
     """
 
     model: HttpModel
@@ -51,7 +54,7 @@ class ServerState:
             self.limit += 1 / self.limit
 
     def count_failure(self, error: ModelError) -> None:
-        """Pause the server, and halve its limit if it is overloaded."""
+        """Pause the server. If it is overloaded, also limit it to half of the requests that are now in flight."""
         self.failures += 1
         pause = min(FIRST_PAUSE * 2 ** min(self.failures - 1, 30), LONGEST_PAUSE)
         if isinstance(error, ServerOverloaded):
@@ -73,7 +76,7 @@ def _check_same(first: HttpModel, second: HttpModel) -> None:
         if own != expected:
             raise InputError(
                 f"{first.url} and {second.url} differ in their {what}: {expected} and {own}",
-                "name servers that serve the same model in the same way",
+                "give servers of the same type that serve the same model",
             )
 
 
@@ -81,10 +84,10 @@ class BalancedModel(Model):
     """The same model on several servers.
 
     Args:
-        models: The model on each server.
+        models: The model on each server, one `HttpModel` per server.
 
     `prepare` raises `InputError` if the servers have different models or are of different types, and
-    `ConnectionFailed` if none of them can be reached. A server that cannot be reached is tried again later.
+    `ConnectionFailed` if none of the servers can be reached. A server that cannot be reached is tried again later.
     """
 
     def __init__(self, models: Sequence[HttpModel]) -> None:
@@ -92,7 +95,7 @@ class BalancedModel(Model):
 
     @property
     def _first(self) -> HttpModel:
-        """The first server that has been asked for its model, which stands for all of them."""
+        """The model on the first prepared server. Its name and identity are those of all servers."""
         return next((server.model for server in self._servers if server.is_prepared), self._servers[0].model)
 
     @property
@@ -109,7 +112,7 @@ class BalancedModel(Model):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What all servers support."""
+        """The capabilities that all prepared servers have."""
         all_capabilities = [server.model.capabilities for server in self._servers if server.is_prepared]
         return Capabilities(*map(all, zip(*(all_capabilities or [self._first.capabilities]), strict=True)))
 
@@ -124,7 +127,7 @@ class BalancedModel(Model):
                 raise error
 
     async def _prepare_server(self, server: ServerState) -> None:
-        """Ask a server for its model, once, and compare it with the other servers."""
+        """Prepare a server unless it is prepared already, and check that it serves the same model as the others."""
         async with server.preparing:
             if server.is_prepared:
                 return
@@ -139,9 +142,9 @@ class BalancedModel(Model):
                 _check_same(other, server.model)
 
     async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
-        """Send one request to the least busy server, and to another one if that fails.
+        """Send a request to the server with the fewest requests in flight. If it fails, send it to a different server.
 
-        Raises `ModelError` if both fail. Errors that are not the server's fault are raised at once.
+        Raises `ModelError` if both servers fail. Errors that are not retryable are raised at once.
         """
         server = await self._next_server(None)
         try:
@@ -157,7 +160,7 @@ class BalancedModel(Model):
     async def _next_server(self, failed: ServerState | None) -> ServerState:
         """Return the available server with the fewest requests in flight, other than `failed` if possible.
 
-        Waits while all servers are at their limits. If all are paused, return the one whose pause ends first.
+        Waits while all servers are at their limits. If all servers are paused, returns the one whose pause ends first.
         """
         while True:
             now = time.monotonic()

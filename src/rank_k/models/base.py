@@ -1,7 +1,7 @@
 """The interface to a language model: a request, its response, and the chunks of the response while it streams.
 
-A model is anything with the attributes of `Model`: `http.HttpModel` (every real server, the embedded one included),
-`simulated.SimulatedModel` and `mock.ScriptedModel`. Wrappers add what all models need:
+A model is any object that implements `Model`. Rank-K contains `http.HttpModel` (for every server, including the
+embedded one), `simulated.SimulatedModel` and `mock.ScriptedModel`. Wrappers add features to any model, for example
 `CachedModel(StopOnRepetition(HttpModel(...)))`.
 """
 
@@ -14,15 +14,17 @@ from rank_k.types import OnChunk, Request, Response
 
 
 class Capabilities(NamedTuple):
-    """What a model supports beyond a plain response. Responses are still checked, since servers ignore unknown fields.
+    """The optional features that a model supports.
+
+    Rank-K still checks the effect of a feature on the response, because servers ignore unknown fields.
 
     Attributes:
-        prefill: It continues a given beginning of the answer.
-        grammar: It constrains the answer to a ranking.
-        reasoning_budget: It limits the reasoning tokens.
-        logprobs: It returns the log-probabilities of its tokens.
-        reasons: Its chat template contains reasoning. For other models, Rank-K opens the reasoning with a prefill.
-        scores_given_text: It returns the probability of a given text.
+        prefill: Whether the model can continue a given beginning of the answer.
+        grammar: Whether the server can constrain the answer to a ranking.
+        reasoning_budget: Whether the server can limit the number of reasoning tokens.
+        logprobs: Whether the server returns the log-probabilities of the generated tokens.
+        reasons: Whether the chat template supports reasoning. If not, Rank-K opens the reasoning with a prefill.
+        scores_given_text: Whether the server can return the probability of a given text.
     """
 
     prefill: bool = False
@@ -38,11 +40,11 @@ class Model(Protocol):
 
     @property
     def name(self) -> str:
-        """The name that is shown to users."""
+        """The name of the model, as shown to users."""
 
     @property
     def identity(self) -> str:
-        """Everything but the request that determines the responses. It is part of the journal's keys."""
+        """A text that identifies what determines the responses, besides the request. Part of the journal's keys."""
 
     @property
     def context_length(self) -> int:
@@ -61,7 +63,7 @@ class Model(Protocol):
     async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         """Send a request and return its response.
 
-        Cancelling the call cancels the server's work.
+        If the call is cancelled, the server stops generating.
 
         Args:
             request: The request.
@@ -72,14 +74,14 @@ class Model(Protocol):
         """
 
     async def count_tokens(self, text: str) -> int | None:
-        """Return the exact number of tokens of `text`, or None if this model cannot count them."""
+        """Return the exact number of tokens of `text`, or None if this model cannot count tokens."""
 
     async def close(self) -> None:
-        """Free all resources. The model cannot be used afterwards."""
+        """Free all resources. The model cannot be used after this call."""
 
 
 class ModelWrapper(Model):
-    """A model that delegates everything to `model`. Subclasses change `complete`."""
+    """A model that delegates all calls to `model`. Subclasses override `complete`."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

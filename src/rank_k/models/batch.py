@@ -12,16 +12,16 @@ from rank_k.types import OnChunk, Request
 
 
 class BatchModel(HttpModel):
-    """A model on a server that is not there now.
+    """A model that is not connected to a server.
 
-    Its requests, and so the journal's keys, are those of an `HttpModel` with the same name and server type. Token
-    counts are estimated.
+    Its requests, and therefore the journal's keys, are those of an `HttpModel` with the same name and server type.
+    Token counts are estimated.
 
     Args:
         name: The model's name on the server.
-        server_type: A name of `SERVER_TYPES`. The default, "plain", uses nothing that is not part of OpenAI's API.
-        context_length: Tokens that prompt, reasoning and answer share (default: `DEFAULT_CONTEXT_LENGTH`).
-        revision: The revision of the model.
+        server_type: A name in `SERVER_TYPES` (default: "plain", which uses only fields of OpenAI's API).
+        context_length: The context length in tokens (default: `DEFAULT_CONTEXT_LENGTH`).
+        revision: The revision of the model, as part of the journal's keys.
     """
 
     def __init__(
@@ -31,13 +31,13 @@ class BatchModel(HttpModel):
             "http://batch.invalid/v1", name, server_type=server_type, context_length=context_length, revision=revision
         )
         self.add_request: Callable[[str, Request, Mapping[str, Any]], None] = _ignore
-        """Receives each request with its key and its body. Raises `ModelError` if the request can have no response."""
+        """Called with the key, the request and its body. Raises `ModelError` if the server has refused this request."""
 
     async def prepare(self) -> None:
-        """Do nothing: there is no server to ask."""
+        """Do nothing: there is no server to query."""
 
     async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> NoReturn:
-        """Hand the request to `add_request`, and raise `ResponsePending`."""
+        """Pass the request to `add_request`, and raise `ResponsePending`."""
         body = self.request_body(request)
         self.add_request(call_key(self.identity, body, request.sample), request, body)
         raise ResponsePending("the request waits in a batch file")

@@ -15,18 +15,18 @@ from rank_k.types import OnChunk, Request, Response, StreamChunk
 
 
 class CachedModel(ModelWrapper):
-    """Call `model` through `journal`, with at most `concurrency` requests in flight.
+    """A model that stores every response in `journal`, with at most `concurrency` requests in flight.
 
-    A request whose response is in the journal is not sent again; the stored response arrives in one chunk. Identical
-    requests in flight share one response and its chunks. The response of any other request is stored before it is
+    A request whose response is in the journal is not sent again, and `on_chunk` receives the stored response in one
+    chunk. Identical requests in flight share one response and its chunks. Each new response is stored before it is
     returned. The value that `on_chunk` returns is ignored.
 
     Args:
-        model: The model.
+        model: The model to call.
         journal: Where responses are stored.
-        retries: How often failed requests are repeated.
-        on_retry: Called with the error and the seconds to wait before each retry.
-        concurrency: The maximum number of requests in flight (default: practically unlimited).
+        retries: How often failed requests are repeated (default: `RetryPolicy()`).
+        on_retry: Called before each retry with the error and the seconds to wait.
+        concurrency: The maximum number of requests in flight (default: 1,000,000, which is practically unlimited).
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class CachedModel(ModelWrapper):
         self._in_flight: dict[str, _CallInFlight] = {}
 
     async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
-        """Return the response, with its `call_key` and whether it was `cached`.
+        """Return the response. Its `call_key` and `cached` are set.
 
-        Raises `RetriesExhausted` if the model cannot be reached, and other `ModelError`s as the model does.
+        Raises `RetriesExhausted` after the last failed attempt, and other `ModelError`s of the model.
         """
         body = self.model.request_body(request)
         key = call_key(self.model.identity, body, request.sample)
@@ -78,14 +78,14 @@ class CachedModel(ModelWrapper):
 
 
 class _CallInFlight:
-    """A request in flight, and the callers that wait for its response."""
+    """A request in flight, and the callers that are waiting for its response."""
 
     def __init__(self, send: Callable[[OnChunk], Coroutine[Any, Any, Response]]) -> None:
         self.waiter_count = 0
         self._listeners: list[OnChunk] = []
         self._chunks: list[StreamChunk] = []
         self.task = asyncio.create_task(send(self._publish))
-        # Retrieve the exception, or asyncio reports it if the last waiter was cancelled.
+        # Retrieve the exception. Otherwise, asyncio logs it if the last waiter was cancelled.
         self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     def _publish(self, chunk: StreamChunk) -> None:
@@ -94,7 +94,7 @@ class _CallInFlight:
             listener(chunk)
 
     async def wait(self, on_chunk: OnChunk | None) -> Response:
-        """Return the response. `on_chunk` receives all chunks, the earlier ones first."""
+        """Return the response. `on_chunk` receives all chunks in order, including those received before this call."""
         self.waiter_count += 1
         if on_chunk is not None:
             for chunk in self._chunks:

@@ -12,20 +12,21 @@ from rank_k.types import OnChunk, Request, Response
 
 
 class EmbeddedModel(HttpModel):
-    """A model whose server starts in `prepare` and ends in `close`.
+    """A model whose server is started by `prepare` and ended by `close`.
 
-    Its chat template contains no reasoning, so that Rank-K opens the reasoning with a prefill.
+    Its chat template is assumed not to support reasoning, so Rank-K opens the reasoning with a prefill.
 
     Args:
-        weights: A name of `weights.NAMED`, the path of a GGUF file, or the result of `weights.locate`.
+        weights: A name in `weights.NAMED`, the path of a GGUF file, or the result of `weights.locate`.
         adapter: A LoRA adapter for the weights, as a GGUF file.
-        context_length: Tokens per request (default: the length that the weights were trained for).
+        context_length: The context length in tokens (default: the length that the weights were trained for, or 8,192
+            if it is not known).
         concurrency: The maximum number of requests in flight.
         threads: The number of threads (default: all cores).
 
     Raises:
         MissingWeights: If the weights are not on this machine.
-        FormatError: If a file is not a GGUF file.
+        FormatError: If the weights or the adapter are not a GGUF file.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class EmbeddedModel(HttpModel):
                 adapter=self.adapter,
             )
             self.url, self._api_key = self._server.url, self._server.api_key
-            self._context_length = self._server.context_length  # the server may have rounded it
+            self._context_length = self._server.context_length  # the server may have changed it
 
     async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         try:

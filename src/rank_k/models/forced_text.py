@@ -1,14 +1,18 @@
-"""Score a given text with llama.cpp: a grammar forces the model to generate exactly this text. Pure.
+"""Score a given text with llama.cpp: a grammar forces the model to generate exactly this text.
 
 llama.cpp returns the probabilities of the tokens that it generates, but not those of the tokens in the prompt. With a
 grammar that accepts only the given text, the server generates it and returns the probability of each token.
 
-The grammar names tokens by their ids, `<[1701]>` in llama.cpp's notation. A grammar of characters would leave the
-tokenization open, and greedy decoding would then choose unlikely tokens: after "query:", a space is more likely than
-" why", but "why" is unlikely after the space. Tokens that are parts of characters are an exception, since llama.cpp
-does not accept their ids. The grammar contains such a character as a literal, with the space before it if one token
-contains both. Its tokenization may differ between prompts, and only the probability of its last token is known, so that
-none of its tokens is counted.
+The grammar consists of token ids, in llama.cpp's notation `<[1701]>`. A grammar of characters would leave the
+tokenization to the model, and greedy decoding would then choose unlikely tokens: after "query:", the token " " is more
+likely than " why", but "why" is unlikely after " ".
+
+If a character consists of several tokens, the grammar contains the character as a literal, because llama.cpp does not
+accept the ids of tokens that are not complete characters. If its first token also contains a space, the literal
+includes this space. The tokens of literals are not scored, because the tokenization of a literal may depend on the
+prompt, and llama.cpp returns the probability of only its last token.
+
+This module does no I/O.
 """
 
 from __future__ import annotations
@@ -19,14 +23,14 @@ from typing import Any, NamedTuple
 
 
 class Token(NamedTuple):
-    """A token of the server's vocabulary. `text` is bytes, since a token may end within a character."""
+    """A token in the server's vocabulary. `text` is bytes, because a token may end within a character."""
 
     number: int
     text: bytes
 
 
 def parse_tokens(entries: Any) -> tuple[Token, ...] | None:
-    """Return the tokens in llama.cpp's response to POST /tokenize with `with_pieces`; None if it has another form."""
+    """Return the tokens in llama.cpp's response to POST /tokenize with `with_pieces`; None if they are not valid."""
     tokens = []
     try:
         for entry in entries:
@@ -53,15 +57,15 @@ def max_token_bound(tokens: Sequence[Token]) -> int:
 def token_log_probabilities(
     tokens: Sequence[Token], server_tokens: Sequence[tuple[str, float]]
 ) -> tuple[tuple[str, float], ...] | None:
-    """Return those of `server_tokens` that are one of `tokens`.
+    """Return the log-probabilities of the tokens that are scored (all tokens except those of literals).
 
     Args:
         tokens: The tokens of the given text.
         server_tokens: (text, natural log-probability) of the generated tokens.
 
     Returns:
-        The matching pairs, without the end-of-text token and without characters that are literals in the grammar. None
-        if the server's tokens do not add up to the text of `tokens`.
+        The pairs in `server_tokens` for the scored tokens, without the end-of-text token. None if the text that the
+        server generated is not the text of `tokens`.
     """
     log_probabilities = []
     remaining = list(reversed(server_tokens))
@@ -78,14 +82,14 @@ def token_log_probabilities(
 
 
 def _character_groups(tokens: Sequence[Token]) -> Iterator[tuple[Token, ...]]:
-    """Yield `tokens` in the shortest groups that consist of complete characters."""
+    """Yield `tokens` in groups, each of which is as short as possible and consists of complete characters."""
     group: tuple[Token, ...] = ()
     for token in tokens:
         group += (token,)
         if _is_utf8(_joined_bytes(group)):
             yield group
             group = ()
-    yield from ((token,) for token in group)  # not UTF-8: the server rejects it
+    yield from ((token,) for token in group)  # not UTF-8: the server rejects the request
 
 
 def _joined_bytes(group: Sequence[Token]) -> bytes:
@@ -101,5 +105,5 @@ def _is_utf8(text: bytes) -> bool:
 
 
 def _quoted_literal(group: Sequence[Token]) -> str:
-    """Return a literal of escaped characters, so that none of them has a meaning in the grammar."""
+    """Return a quoted literal. All characters are escaped, because some have a meaning in the notation of grammars."""
     return '"' + "".join(f"\\U{ord(char):08X}" for char in _joined_bytes(group).decode("utf-8")) + '"'

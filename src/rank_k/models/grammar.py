@@ -1,19 +1,22 @@
-"""The grammar of an answer: a ranking of exactly the passages of a window, ties included, and nothing else. Pure.
+"""The grammar of an answer: a ranking of the passages of a window, with possible ties, and nothing else.
 
     [3] > [2] = [4] > [1]
 
-One language, in the two notations that servers accept. With at most `MAX_EXACT_SIZE` passages, `ranking_gbnf` also
-ensures that each id appears once. That takes a rule for every set of remaining ids, 2^n rules, so for larger windows,
-and always in `ranking_regex`, the grammar has as many ids as there are passages, each of 1..size. The parser then
-counts which ids are missing or repeated.
+`ranking_gbnf` and `ranking_regex` return the grammar in the two notations that servers accept.
 
-A space, a newline or two newlines may come before the first bracket: models are trained to end their reasoning with
-"\\n\\n", which is one token in many tokenizers, and forbidding it would move them away from what they know. Nothing may
-follow the last bracket, so that constrained decoding has to end there.
+For windows of at most `MAX_EXACT_SIZE` passages, `ranking_gbnf` accepts only answers that contain each id exactly once.
+This needs one rule for every set of remaining ids (2^n rules for n passages). For larger windows, and always in
+`ranking_regex`, the grammar only requires n ids between 1 and n. The parser then counts missing and repeated ids.
 
-GBNF is the notation of llama.cpp. The documentation of XGrammar, the default of vLLM and SGLang, calls it EBNF.
-LLGuidance, the other choice of both servers, documents Lark instead. A regular expression is what all of them read,
-hence `ranking_regex` for those two servers.
+A space, a newline or two newlines may come before the first bracket. Models are trained to end their reasoning with
+"\\n\\n", which is one token in many tokenizers, and an answer without it would be unusual for them. Nothing may follow
+the last bracket, so constrained decoding ends there.
+
+GBNF is the notation of llama.cpp. vLLM and SGLang use XGrammar by default, which documents the notation EBNF, or
+LLGuidance, which documents the notation Lark. All of them accept regular expressions, so `ranking_regex` is used for
+vLLM and SGLang.
+
+This module does no I/O.
 """
 
 from __future__ import annotations
@@ -22,15 +25,15 @@ import re
 from functools import lru_cache
 
 MAX_EXACT_SIZE = 8
-"""Passages up to which `ranking_gbnf` accepts permutations only: 2^8 rules are 15 kB of grammar. Each further passage
-more than doubles that, and the grammar is part of every request."""
+"""The largest window for which `ranking_gbnf` accepts only permutations. Its 2^8 rules take 15 kB. Each further passage
+more than doubles this size, and every request contains the grammar."""
 
 _LEADING_WHITESPACE = r'(" " | "\n" "\n"?)?'
 
 
 @lru_cache(maxsize=64)
 def ranking_gbnf(size: int) -> str:
-    """Return the grammar for a window of `size` passages in GBNF; its first rule is `root`."""
+    """Return the grammar for a window of `size` passages in GBNF. The first rule is `root`."""
     if size <= MAX_EXACT_SIZE:
         return _permutation_rules(size)
     return "\n".join(
@@ -45,7 +48,7 @@ def ranking_gbnf(size: int) -> str:
 def ranking_regex(size: int) -> str:
     """Return a regular expression without anchors, for servers that match the whole response.
 
-    Each of `size` ids is one of 1..size. Ids may be repeated: no short expression excludes that.
+    It matches `size` ids between 1 and `size`. Ids may be repeated, because no short expression excludes that.
     """
     numeral = f"(?:{'|'.join(_number_alternatives(size))})"
     other_ids = rf"(?: [>=] \[{numeral}\]){{{size - 1}}}" if size > 1 else ""
@@ -53,9 +56,12 @@ def ranking_regex(size: int) -> str:
 
 
 def matches_grammar(text: str, size: int, *, each_once: bool = False) -> bool:
-    """Return whether the grammar accepts an answer (without its reasoning): whether the server applied the grammar.
+    """Return whether the grammar accepts an answer. If it does not, the server has not applied the grammar.
 
-    `each_once`: also require a permutation, which only `ranking_gbnf` of at most `MAX_EXACT_SIZE` passages ensures.
+    Args:
+        text: The answer, without the reasoning.
+        size: The number of passages in the window.
+        each_once: Also require that each id appears once, as `ranking_gbnf` does for up to `MAX_EXACT_SIZE` passages.
     """
     if re.fullmatch(ranking_regex(size), text) is None:
         return False
@@ -63,16 +69,16 @@ def matches_grammar(text: str, size: int, *, each_once: bool = False) -> bool:
 
 
 def _permutation_rules(size: int) -> str:
-    """Return a rule for every set of remaining ids, named by the set as a bit mask.
+    """Return a grammar with one rule for every set of remaining ids. The name of a rule contains its set as a bit mask.
 
-    The rule before a set's rule contains the opening bracket, so that all alternatives of a set begin with a digit.
+    The opening bracket before an id belongs to the preceding rule, so all alternatives of a rule begin with a digit.
     """
     all_ids = (1 << size) - 1
     rules = [f'root ::= {_LEADING_WHITESPACE} "[" s{all_ids}', 'x ::= " > [" | " = ["']
     for remaining in range(all_ids, 0, -1):
         ids = [i for i in range(1, size + 1) if remaining >> (i - 1) & 1]
         successors = [remaining & ~(1 << (i - 1)) for i in ids]
-        # Every set is reachable: after k ids, any set of size - k may remain.
+        # Every rule is used: after k ids, any set of size - k ids may remain.
         alternatives = (
             f'"{i}]"' + (f" x s{successor}" if successor else "") for i, successor in zip(ids, successors, strict=True)
         )
@@ -81,13 +87,13 @@ def _permutation_rules(size: int) -> str:
 
 
 def _number_alternatives(size: int) -> list[str]:
-    """Return alternatives that together match 1..size, as digit classes, which GBNF and regular expressions share."""
+    """Return alternatives that together match 1 to `size`, as digit classes that are valid in GBNF and in regexes."""
     alternatives = []
     for length in range(1, len(str(size)) + 1):
         largest = str(min(size, 10**length - 1))
-        for position, digit in enumerate(
-            largest
-        ):  # equal to `largest` before this position, less at it (at the end also equal)
+        # The numbers of an alternative equal `largest` before `position` and are less at `position`. At the last
+        # position, they may also equal it.
+        for position, digit in enumerate(largest):
             low, high = int(position == 0), int(digit) - int(position < length - 1)
             if low <= high:
                 prefix = "".join(f"[{prefix_digit}]" for prefix_digit in largest[:position])

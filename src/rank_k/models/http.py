@@ -1,7 +1,7 @@
 """A model behind an OpenAI-compatible server: one streaming POST per request.
 
-The HTTP client is aiohttp, whose C parser needs about half of the CPU time of httpx for a stream of tokens
-(`benchmarks/http_clients.py`). Reading events is most of the work of a client of a reasoning model.
+The HTTP client is aiohttp. For a stream of tokens, its C parser needs about half of the CPU time of httpx
+(`benchmarks/http_clients.py`). With reasoning models, reading events is most of the work of a client.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     import aiohttp
 
 DEFAULT_CONTEXT_LENGTH = 32_768
-"""The context length in tokens if neither the server nor the user states it. Current reasoning models have more."""
+"""The context length in tokens if neither the server nor the user states it. Most reasoning models support more."""
 
-_KEEPALIVE_SECONDS = 4.0  # seconds that an idle connection stays open: less than the 5 s of uvicorn and llama.cpp
-_MAX_ERROR_BYTES = 65_536  # the maximum number of bytes that are read of an error's body
+_KEEPALIVE_SECONDS = 4.0  # idle connections are closed after this time, before uvicorn and llama.cpp close them (5 s)
+_MAX_ERROR_BYTES = 65_536  # the maximum number of bytes to read from the body of an error
 _MAX_RESPONSE_BYTES = 64_000_000  # a server that sends more is broken or hostile
 
 
@@ -49,15 +49,15 @@ class HttpModel:
 
     Args:
         url: The address of the server, with or without a trailing `/v1`.
-        model: The name of the model (default: the only one that the server has).
-        api_key: The key, sent as a bearer token.
-        server_type: A name of `SERVER_TYPES`, or "auto" to detect it in `prepare`.
-        context_length: The context length in tokens (default: the server's, or else `DEFAULT_CONTEXT_LENGTH`).
+        model: The name of the model (default: the model of the server, if it has only one).
+        api_key: The API key, sent as a bearer token (default: no key).
+        server_type: A name in `SERVER_TYPES`, or "auto" to detect it in `prepare`.
+        context_length: The context length in tokens (default: the server's value, or else `DEFAULT_CONTEXT_LENGTH`).
         revision: The revision of the model, as part of the journal's keys.
-        identity: Replaces model and revision in the journal's keys. The embedded model uses its weights' checksum.
-        read_timeout: Seconds without data after which the connection counts as dropped (default: no limit, since a
-            reasoning model behind a queue may send nothing for a long time).
-        reasons: Whether the model's chat template contains reasoning.
+        identity: Replaces name and revision in the journal's keys. The embedded model uses the checksum of its weights.
+        read_timeout: The number of seconds without data after which the connection counts as dropped (default: no
+            limit, because a busy server may queue a request for a long time before it sends anything).
+        reasons: Whether the model's chat template supports reasoning.
 
     Raises:
         InputError: If the address or the server type is not valid.
@@ -120,11 +120,11 @@ class HttpModel:
         else:
             body = server_types.request_body(self.server_type, self.name, request)
         if self._identity:
-            body.pop("model")  # the name of an embedded model depends on the path of its file
+            body.pop("model")  # the name of the embedded model depends on its file name
         return body
 
     async def prepare(self) -> None:
-        """Request the server's list of models.
+        """Request the list of models from the server.
 
         Detects the server type and the context length, and checks the address, the key and the name of the model.
         """
@@ -154,11 +154,11 @@ class HttpModel:
             self._context_length = server_types.context_length(self.server_type, card)
 
     async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
-        """Send a request. A prefill is sent in the best form that this server has not rejected.
+        """Send a request. A prefill is sent in the best form that the server has not rejected so far.
 
         Raises:
             RequestRejected: If the server has rejected every form of prefill.
-            FieldRejected: If the server rejects the reasoning budget. From then on, `capabilities` has none.
+            FieldRejected: If the server rejects the reasoning budget. `capabilities` then no longer contains it.
         """
         if request.forced_text is not None:
             return await self._complete_forced_text(request, request.forced_text, on_chunk)
@@ -174,7 +174,7 @@ class HttpModel:
                     raise
                 if form in self._prefill_forms:
                     self._prefill_forms.remove(form)
-        raise RequestRejected(f"{self.url} cannot continue a given beginning (prefill)", SERVERS_PAGE)
+        raise RequestRejected(f"{self.url} cannot continue a given beginning of the answer (prefill)", SERVERS_PAGE)
 
     async def _chat_completion(self, request: Request, on_chunk: OnChunk | None) -> Response:
         body = server_types.request_body(self.server_type, self.name, request)
@@ -193,7 +193,7 @@ class HttpModel:
         return await self._stream("/completions", body, on_chunk, request.prefill)
 
     async def _complete_forced_text(self, request: Request, forced_text: str, on_chunk: OnChunk | None) -> Response:
-        """Return the log-probabilities of `forced_text`, in the tokens that it has after the prompt."""
+        """Return the log-probabilities of the tokens of `forced_text` after the prompt."""
         prompt = server_types.raw_prompt(request)
         prompt_tokens, joined_tokens = await self._tokenize(prompt), await self._tokenize(prompt + forced_text)
         if joined_tokens[: len(prompt_tokens)] == prompt_tokens:
@@ -231,9 +231,9 @@ class HttpModel:
     async def _template_opening(self, prompt_ids: Sequence[int]) -> tuple[int, ...]:
         """Return the token ids with which the chat template opens the reasoning block; () if it does not.
 
-        Templates of QwQ, DeepSeek-R1 and Qwen3-Thinking end a prompt with `<think>` and a line end. A prefill that
-        opens the block too takes the place of these tokens. The template is the same for every prompt, so that
-        the result is kept.
+        Templates of QwQ, DeepSeek-R1 and Qwen3-Thinking end a prompt with `<think>` and a line end. If a prefill
+        also opens the block, it replaces these tokens. The result is cached, because the template is the same for
+        every prompt.
         """
         if self._opening_ids is None:
             self._opening_ids = ()
@@ -252,7 +252,7 @@ class HttpModel:
         return tokens
 
     async def _token_list(self, body: Mapping[str, Any]) -> list[Any] | None:
-        """Return the list of tokens from the server's tokenizer; None if the response has none."""
+        """Return the list of tokens from the server's tokenizer; None if the response does not contain one."""
         payload = await self._post_json("/tokenize", body)
         tokens = payload.get("tokens") if isinstance(payload, Mapping) else None
         return tokens if isinstance(tokens, list) else None
@@ -263,9 +263,9 @@ class HttpModel:
         started = time.monotonic()
         events: list[ResponseEvent] = []
         async with self._send_request("POST", self.url + path, {**body, **server_types.STREAMING}) as response:
-            if response.headers.get("Content-Type", "").startswith("application/json"):  # a server that cannot stream
+            if response.headers.get("Content-Type", "").startswith("application/json"):  # this server does not stream
                 event = parse_payload(await self._read_json(response))
-                chunk = event.chunk._replace(text=event.chunk.text.removeprefix(prefill))  # some servers echo it
+                chunk = event.chunk._replace(text=event.chunk.text.removeprefix(prefill))  # some repeat the prefill
                 _append_event(events, event._replace(chunk=chunk, is_last=True), on_chunk)
             else:
                 await _read_events(response, events, on_chunk)
@@ -285,7 +285,7 @@ class HttpModel:
             await self._session.close()
             self._session = None
 
-    # --- the wire ---
+    # --- connections and requests ---
 
     def _open_session(self) -> aiohttp.ClientSession:
         import aiohttp
@@ -336,7 +336,7 @@ class HttpModel:
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             raise ServerError(
                 f"the server at {self.url} dropped the connection ({type(error).__name__})",
-                "see its log; the same command resumes",
+                "see the server's log; run the same command again to resume",
             ) from error
 
     async def _read_error(self, response: aiohttp.ClientResponse) -> ModelError:
@@ -358,9 +358,12 @@ class HttpModel:
             async for chunk in response.content.iter_any():
                 raw += chunk
                 if len(raw) > _MAX_RESPONSE_BYTES:
-                    raise ServerError(f"the response of the server at {self.url} does not end", "see its log")
+                    raise ServerError(
+                        f"the response of the server at {self.url} is longer than {_MAX_RESPONSE_BYTES:,} bytes",
+                        "see the server's log",
+                    )
         except _connection_errors() as error:
-            broken = error  # the JSON document may be complete
+            broken = error  # the JSON document may be complete nevertheless
         try:
             return json.loads(raw)
         except (ValueError, RecursionError) as error:
@@ -375,7 +378,10 @@ class HttpModel:
             return await self._read_json(response)
 
     async def _post_json(self, path: str, body: Mapping[str, Any]) -> Any:
-        """POST to an endpoint outside of the OpenAI API; repeat it once if the kept connection had been closed."""
+        """POST to an endpoint outside of the OpenAI API.
+
+        Repeat the request once if it fails, because the server may have closed an idle connection.
+        """
         url = self.url.removesuffix("/v1") + path
         try:
             return await self._request_json("POST", url, body)
@@ -386,8 +392,8 @@ class HttpModel:
 async def _read_events(response: aiohttp.ClientResponse, events: list[ResponseEvent], on_chunk: OnChunk | None) -> None:
     """Append the events of a stream to `events`, until the server or `on_chunk` ends the response.
 
-    A complete response is kept even if the connection breaks before the HTTP body ends, as with proxies that drop the
-    last chunk: it is paid for, and another request would cost the same again.
+    If the response is complete, it is kept even if the connection breaks before the HTTP body ends (some proxies drop
+    the last chunk), because a second request would cost the same again.
     """
     pending, received_bytes = b"", 0
     try:
@@ -400,14 +406,16 @@ async def _read_events(response: aiohttp.ClientResponse, events: list[ResponseEv
                     return
             received_bytes += len(data)
             if received_bytes > _MAX_RESPONSE_BYTES:
-                raise ServerError("the server's response does not end", "see its log")
+                raise ServerError(
+                    f"the server's response is longer than {_MAX_RESPONSE_BYTES:,} bytes", "see the server's log"
+                )
     except _connection_errors():
         if not any(event.ends_response for event in events):
             raise
 
 
 def _append_event(events: list[ResponseEvent], event: ResponseEvent, on_chunk: OnChunk | None) -> bool:
-    """Append an event. Return whether the server or `on_chunk` has ended the response."""
+    """Append an event. Return whether the server or `on_chunk` ends the response with it."""
     events.append(event)
     if on_chunk is not None and any(event.chunk) and on_chunk(event.chunk):
         events.append(ResponseEvent(finish_reason="stopped"))
@@ -416,7 +424,7 @@ def _append_event(events: list[ResponseEvent], event: ResponseEvent, on_chunk: O
 
 
 async def _drain(response: aiohttp.ClientResponse) -> None:
-    """Read to the end of the body, so that the connection can be used for the next request."""
+    """Read the rest of the body. Otherwise, the connection could not be used for the next request."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1):
             async for _ in response.content.iter_any():
@@ -431,20 +439,20 @@ def _connection_errors() -> tuple[type[Exception], ...]:
 
 
 def base_url(url: str) -> str:
-    """Return `url` in a normalized form, with the path `/v1` unless it has another path.
+    """Return `url` in a normalized form. If it has no path, the path becomes `/v1`.
 
     Raises:
-        InputError: If it is not the address of a server.
+        InputError: If `url` is not the address of a server.
     """
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
-        host_name = (parts.hostname or "").encode("idna")  # raises for names that cannot be resolved
+        host_name = (parts.hostname or "").encode("idna")  # raises if the name is not valid
         is_valid = parts.scheme in ("http", "https") and bool(host_name) and parts.port != 0
     except ValueError:  # a port out of range, an incomplete IPv6 address, an invalid name
         is_valid = False
     if not is_valid:
         raise InputError(f"{url!r} is not the address of a server", "give an address such as http://localhost:8000/v1")
-    if parts.username or parts.password or parts.query:  # the message must not show them
+    if parts.username or parts.password or parts.query:  # the message must not contain them
         raise InputError("the server address contains a password or a query", "give the key with --api-key-env instead")
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
@@ -456,7 +464,7 @@ def _is_loopback(url: str) -> bool:
 
 
 def _keepalive_socket(address_info: Any) -> socket.socket:
-    """Return a socket that detects a vanished peer, which nothing else does without a read timeout."""
+    """Return a socket that detects a lost connection. Without a read timeout, nothing else would detect it."""
     family, socket_type, protocol, _, _ = address_info
     connection = socket.socket(family, socket_type, protocol)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -1,4 +1,4 @@
-"""Convert the errors of servers (HTTP statuses, headers and messages) into `ModelError`s. Pure."""
+"""Convert error responses of servers (HTTP status, headers and message) to `ModelError`s. This module does no I/O."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from rank_k.errors import ContextOverflow, ModelError, PromptFiltered, RequestRejected, ServerError, ServerOverloaded
 
 SERVERS_PAGE = "see docs/reference/servers.md"
-"""What to do if a server does not support a request."""
+"""The remedy if a server does not support a request."""
 
 _CONTEXT_WORDS = re.compile(
     r"context.{0,40}(?:length|size|window|exceed)|exceed.{0,60}context|maximum.{0,40}tokens|too many tokens"
@@ -24,18 +24,18 @@ _CONTENT_FILTER = re.compile(
     r"|data_inspection_failed|inappropriate content|content exists risk|prohibited_content|safety system",
     re.IGNORECASE,
 )
-"""The error codes and words of the content filters of OpenAI, Azure, OpenRouter, Alibaba Cloud, DeepSeek and Gemini."""
+"""Terms in the content-filter errors of OpenAI, Azure, OpenRouter, Alibaba Cloud, DeepSeek and Gemini."""
 
 
 def error_for_status(status: int, message: str, url: str, model: str, retry_after: float | None) -> ModelError:
     """Return the error for an HTTP status.
 
     Args:
-        status: The status.
-        message: The server's message, or "".
+        status: The HTTP status of the response.
+        message: The server's error message; "" if there is none.
         url: The address of the server.
         model: The name of the requested model.
-        retry_after: The seconds of the header Retry-After, or None.
+        retry_after: The seconds in the header Retry-After, or None.
     """
     detail = f": {message}" if message else ""
     if status in (400, 413, 422) and _CONTEXT_WORDS.search(message):
@@ -47,12 +47,12 @@ def error_for_status(status: int, message: str, url: str, model: str, retry_afte
     if status in (400, 403, 422, 451) and _CONTENT_FILTER.search(message):
         return PromptFiltered(
             f"the content filter of {url} refused a prompt ({status}){detail}",
-            "the window keeps its input order; rephrase the query or remove the passage to have it ranked",
+            "the window keeps its input order; to have it ranked, rephrase the query or remove the passage",
             status,
         )
     if status in (401, 403):
         return RequestRejected(
-            f"{url} refused the key ({status}){detail}", "name the right variable with --api-key-env", status
+            f"{url} refused the key ({status}){detail}", "check --api-key-env and the key in that variable", status
         )
     if status == 404:
         return RequestRejected(
@@ -64,7 +64,7 @@ def error_for_status(status: int, message: str, url: str, model: str, retry_afte
 
 
 def error_from_event(error: Any) -> ModelError:
-    """Return the error for the `error` of an event in a stream."""
+    """Return the error for the value of `error` in a streamed event or a JSON response."""
     message = str(_code_and_message(error))[:300]
     code = error.get("code") if isinstance(error, Mapping) else None
     status = 400 if _CONTENT_FILTER.search(message) else 500
@@ -83,7 +83,7 @@ def error_message(raw: bytes) -> str:
 
 
 def _code_and_message(error: Any) -> Any:
-    """Return the message of an error object, with its code in front if that is a word such as "content_filter"."""
+    """Return the message of an error object, preceded by its code if the code is a word such as "content_filter"."""
     if not isinstance(error, Mapping):
         return error
     message, code = error.get("message") or error.get("detail"), error.get("code")
@@ -92,7 +92,7 @@ def _code_and_message(error: Any) -> Any:
 
 
 def retry_after_seconds(header: str | None) -> float | None:
-    """Return the seconds of a Retry-After header, which is a number or a date; None if it is neither."""
+    """Return the seconds to wait by a Retry-After header, which is a number or a date; None if it is neither."""
     from datetime import UTC, datetime
     from email.utils import parsedate_to_datetime
 

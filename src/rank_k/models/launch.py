@@ -1,7 +1,7 @@
-"""Start the embedded model's server as a child process, and end it.
+"""Start and end the server of the embedded model, which runs in a child process.
 
-In a child process, a crash of native code ends only the child, and the operating system manages its memory and cores.
-The child ends with this process, however this process ends (see `llama_server.py`).
+A crash of native code then ends only the child process. The child ends when this process ends, even if this process is
+killed (see `llama_server.py`).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from rank_k.errors import InputError
 from rank_k.models.weights import Weights
 
 _PROGRAM = Path(__file__).with_name("llama_server.py")
-_TAIL_BYTES = 8192  # bytes at the end of the child's stderr that are searched for its errors
+_TAIL_BYTES = 8192  # how much of the end of the child's stderr is searched for error messages
 _ERROR_LINE = re.compile(r"^[\d.]+ E (.+)$", re.MULTILINE)
 
 
 class EmbeddedServer:
-    """A llama.cpp server on a loopback port. Only this process has its key. Use `start` to create one.
+    """A llama.cpp server on a loopback port. Only this process knows its API key. Create it with `start`.
 
     Attributes:
         url: The address, which ends in `/v1`.
-        api_key: A random key, which is sent as a bearer token.
-        context_length: Tokens per request: at most the length that the weights were trained for.
+        api_key: A random API key, which requests send as a bearer token.
+        context_length: The context length in tokens: at most the length that the weights were trained for.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
@@ -60,7 +60,7 @@ class EmbeddedServer:
 
         Args:
             weights: The weights to serve.
-            context_length: Tokens per request, which prompt, reasoning and answer share.
+            context_length: The context length in tokens, for prompt, reasoning and answer together.
             concurrency: The maximum number of requests in flight. Memory for all of them is allocated at the start.
             threads: The number of threads (default: all cores that this process may use).
             adapter: A LoRA adapter, as a GGUF file.
@@ -71,7 +71,7 @@ class EmbeddedServer:
             InputError: If the server does not start. The message quotes the server's error.
         """
         if importlib.util.find_spec("xllamacpp") is None:
-            optional_deps.load("xllamacpp")  # raises, and names the extra
+            optional_deps.load("xllamacpp")  # raises an error that names the extra to install
         server = cls(*_start_process())
         configuration = {
             "weights": str(weights.path),
@@ -108,23 +108,23 @@ class EmbeddedServer:
         return None if self._closed or self._process.poll() is None else self._exit_message()
 
     async def close(self) -> None:
-        """End the server and its requests. Closing it again has no effect."""
+        """End the server and its requests. Further calls have no effect."""
         self._closed = True
         await self._end_process()
         self._stderr.close()
 
     def _send(self, configuration: dict[str, Any]) -> dict[str, Any] | None:
-        """Send the configuration and return the server's address and context length; None if the child ends. Blocks."""
+        """Send the configuration. Return the server's address and context length; None if the child ends. Blocks."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(configuration).encode() + b"\n")
-            self._process.stdin.flush()  # it stays open: the child ends when it is closed
+            self._process.stdin.flush()  # stdin stays open, because the child ends when it is closed
         line = self._process.stdout.readline()
         return json.loads(line) if line else None
 
     async def _end_process(self) -> None:
-        """Close the child's stdin, which ends the child; kill it if it does not end. Cannot be cancelled."""
+        """End the child by closing its stdin. Kill it if it is still running after 5 s. Cannot be cancelled."""
         try:
             await asyncio.shield(asyncio.to_thread(self._end_process_now))
         except RuntimeError:  # Python is exiting and starts no threads
@@ -138,7 +138,10 @@ class EmbeddedServer:
             self._process.communicate()
 
     def _exit_message(self) -> str:
-        """Return the child's first errors, which name the cause, or else its last lines, in one line."""
+        """Return the first two errors of the child, or else its last three lines, joined into one line.
+
+        The first errors usually contain the cause.
+        """
         self._stderr.seek(max(self._stderr.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
         output = self._stderr.read().decode("utf-8", "replace")
         errors = list(dict.fromkeys(_ERROR_LINE.findall(output)))[:2]
@@ -150,14 +153,14 @@ class EmbeddedServer:
 
 
 def remedy_for(exit_message: str) -> str:
-    """Return what the user can do if the server ended with this message while it started."""
-    if "libgomp" in exit_message:  # the OpenMP runtime, which minimal Debian images lack
-        return "install the OpenMP runtime, on Debian and Ubuntu: apt-get install libgomp1"
-    return "check the weights, or give a smaller context length or concurrency if memory ran out"
+    """Return what the user can do if the server ended with this message during its start."""
+    if "libgomp" in exit_message:  # minimal Debian images lack this OpenMP runtime
+        return "install the OpenMP runtime (on Debian and Ubuntu: apt-get install libgomp1)"
+    return "check the weights; if memory ran out, give a smaller context length or concurrency"
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use, by its CPU affinity and by the CPU quota of its container."""
+    """Return the number of cores that the CPU affinity and the CPU quota of the container allow this process to use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # Linux control groups, version 2: "200000 100000" is two cores
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
@@ -166,14 +169,14 @@ def available_cores() -> int:
 
 
 def _start_process() -> tuple[subprocess.Popen[bytes], IO[bytes]]:
-    """Start the child and return it with the file that receives its stderr. A full pipe would block the child."""
-    # In a separate session, the server does not receive signals that are meant for this process, such as Ctrl-C.
+    """Start the child. Return it with the file that receives its stderr. (A pipe could fill up and block the child.)"""
+    # In a separate session, the child does not receive signals for this process, such as Ctrl-C.
     process_options: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         process_options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     stderr = tempfile.TemporaryFile()  # noqa: SIM115 -- `close` closes it
     process = subprocess.Popen(
-        [sys.executable, "-P", str(_PROGRAM)],  # -P: the program's folder must not shadow modules (it has an http.py)
+        [sys.executable, "-P", str(_PROGRAM)],  # -P: http.py in the program's folder must not shadow the module http
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,

@@ -14,16 +14,16 @@ class ScriptedModel:
     """A model that returns given responses.
 
     Args:
-        responses: The responses in their order, or a function of the request. A response may be a text, a `Response`,
-            or an exception, which is raised.
+        responses: The responses in order, or a function that returns the response to a request. A response is a text, a
+            `Response`, or an exception to raise.
         context_length: The context length in tokens.
-        tokens: Counts the tokens of a text (default: the model cannot count tokens).
-        capabilities: What the model supports.
+        tokens: A function that counts the tokens of a text (default: the model cannot count tokens).
+        capabilities: The capabilities of the model.
 
     Attributes:
         history: The requests so far.
 
-    A request after the last response raises `ModelError`.
+    A request raises `ModelError` if no response is left.
     """
 
     name = "scripted"

@@ -1,8 +1,9 @@
-"""Separate the reasoning trace of a response from its answer. Pure.
+"""Separate the reasoning trace of a response from its answer. This module does no I/O.
 
-Servers with a reasoning parser send the trace in a separate field. All others send it as part of the text, between two
-markers of the model, which are listed in `REASONING_MARKERS`. Chat templates of some models (QwQ, DeepSeek-R1) end the
-prompt with the opening marker, so that the text starts with the trace and contains only the closing marker.
+Servers with a reasoning parser send the trace in a separate field. All other servers send it as part of the text,
+between an opening and a closing marker, which depend on the model (see `REASONING_MARKERS`). The chat templates of some
+models (QwQ, DeepSeek-R1) end the prompt with the opening marker. The text of the response then starts with the trace
+and contains only the closing marker.
 
 `split_stream` separates chunks as they arrive, and `split_response` separates a complete response.
 """
@@ -17,7 +18,7 @@ from rank_k.types import Response, StreamChunk
 
 
 class ReasoningMarkers(NamedTuple):
-    """The texts before and after a reasoning trace. Case is ignored."""
+    """The texts before and after a reasoning trace. They are matched without regard to case."""
 
     opening: str
     closing: str
@@ -32,7 +33,7 @@ REASONING_MARKERS = (
     ReasoningMarkers("<seed:think>", "</seed:think>"),  # Seed-OSS
     ReasoningMarkers("[THINK]", "[/THINK]"),  # Magistral
 )
-"""The markers of all models. No marker may be the beginning of another one."""
+"""The markers of all models. No marker may be the beginning of a different marker."""
 
 
 def _any_of(markers: tuple[str, ...]) -> re.Pattern[str]:
@@ -55,15 +56,15 @@ def split_stream(prefill: str, may_reason: bool) -> Callable[[StreamChunk | None
     """Return a function that separates the reasoning in streamed chunks.
 
     Text that may be the beginning of a marker is withheld until the next chunk. If neither the prefill nor a marker
-    says where the reasoning starts, a text that starts with a letter starts with reasoning: rankings start with a
-    bracket or a digit.
+    shows where the reasoning starts, a text that starts with a letter counts as reasoning, because rankings start with
+    a bracket or a digit.
 
     Args:
         prefill: The beginning of the assistant's message, which the response continues.
         may_reason: Whether the response may contain reasoning.
 
     Returns:
-        A function that receives the next chunk, or None at the end, and returns a chunk without markers.
+        A function. Call it with each chunk, and at the end with None. It returns a chunk without markers.
     """
     is_reasoning = _ends_in_reasoning(prefill) if prefill or not may_reason else None
     separation = _separate(is_reasoning)
@@ -72,7 +73,7 @@ def split_stream(prefill: str, may_reason: bool) -> Callable[[StreamChunk | None
 
 
 def _separate(is_reasoning: bool | None) -> Generator[StreamChunk, StreamChunk | None, None]:
-    """Receive chunks and yield them without markers. `is_reasoning`: whether reasoning comes first; None: unknown."""
+    """Receive chunks and yield them without markers. `is_reasoning`: whether reasoning comes first (None: unknown)."""
     pending = ""
     output = StreamChunk("", "")
     while True:
@@ -100,7 +101,7 @@ def _separate(is_reasoning: bool | None) -> Generator[StreamChunk, StreamChunk |
 
 
 def _split_at_markers(text: str) -> list[str]:
-    """Return the markers and the texts between them; the last text is what may be the beginning of a marker."""
+    """Return the markers and the texts between them. The last item is text that may be the beginning of a marker."""
     parts = re.split(f"({_MARKER.pattern})", text, flags=_MARKER.flags)
     last = parts.pop()
     lengths = range(min(len(last), _LONGEST_BEGINNING), 0, -1)
@@ -109,7 +110,7 @@ def _split_at_markers(text: str) -> list[str]:
 
 
 def _starts_with_reasoning(text: str) -> bool | None:
-    """Return whether reasoning comes before the first marker; None if the text is too short to say."""
+    """Return whether reasoning comes before the first marker; None if the text is too short to decide."""
     start = text.lstrip()
     if not start or start.lower() in _BEGINNINGS:
         return None
@@ -130,10 +131,10 @@ class ResponseParts(NamedTuple):
 
     Attributes:
         trace: The reasoning.
-        answer: What follows the reasoning.
-        alternative: Another text that may be the answer, if `answer` contains none.
-        reasoning_truncated: Whether the response ended before an answer began.
-        unmatched_markers: The number of closing markers without an opening one, or the other way round.
+        answer: The text after the reasoning.
+        alternative: A second text to parse if `answer` contains no ranking.
+        reasoning_truncated: Whether the response ended before the answer began.
+        unmatched_markers: The number of markers without a matching opening or closing marker.
     """
 
     trace: str
@@ -156,9 +157,9 @@ def split_continuation(prefill: str, response: Response) -> ResponseParts:
 
 
 def stored_prefill(request: Mapping[str, Any]) -> str:
-    """Return the beginning of the assistant's message in a stored request, "" if there is none.
+    """Return the beginning of the assistant's message in a stored request; "" if there is none.
 
-    A request that stops at the end of the reasoning begins inside of it.
+    A request whose stop sequence is a closing marker has opened the reasoning, so its response starts with reasoning.
     """
     match request.get("messages"):
         case [*_, {"role": "assistant", "content": str() as content}]:
@@ -168,13 +169,13 @@ def stored_prefill(request: Mapping[str, Any]) -> str:
 
 
 def split_response(text: str, reasoning: str, finish_reason: str | None, reasoning_closed: bool) -> ResponseParts:
-    """Return the parts of a response, wherever the server put them.
+    """Return the parts of a response, regardless of the fields in which the server sent them.
 
     Args:
         text: The text of the response.
-        reasoning: The separate reasoning field, "" if the server has none.
+        reasoning: The separate reasoning field; "" if the server does not send one.
         finish_reason: Why the response ended.
-        reasoning_closed: Whether the request had closed the reasoning, so that the whole response is the answer.
+        reasoning_closed: Whether the request closed the reasoning. The whole response is then the answer.
     """
     closings = list(CLOSING_MARKER.finditer(text))
     if closings:
@@ -183,7 +184,8 @@ def split_response(text: str, reasoning: str, finish_reason: str | None, reasoni
         unmatched = len(closings) - (0 if reasoning or reasoning_closed else 1)
         answer = text[closings[-1].end() :]
         if len(closings) > 1 and not answer.strip() and finish_reason != "length":
-            answer = text[closings[-2].end() : closings[-1].start()]  # the closing marker is repeated after the answer
+            # The model repeated the closing marker after the answer.
+            answer = text[closings[-2].end() : closings[-1].start()]
         return _split_after_reasoning(trace, answer, finish_reason, unmatched)
     if opening := OPENING_MARKER.search(text):
         trace = "\n".join(filter(None, (reasoning.strip(), text[opening.end() :].strip())))
@@ -197,7 +199,7 @@ def split_response(text: str, reasoning: str, finish_reason: str | None, reasoni
             return _split_after_reasoning(trace, reasoning[closings[-1].end() :], finish_reason, 1)
         return ResponseParts(reasoning.strip(), "", reasoning_truncated=True)
     if finish_reason == "length" and not reasoning.strip() and not _is_bare_ranking(text):
-        # No marker at all: the template opens the reasoning in the prompt, and the response ended before its end.
+        # Without any marker: the template opened the reasoning in the prompt, and the response ended before its end.
         return ResponseParts(text.strip(), "", reasoning_truncated=True)
     return ResponseParts(reasoning.strip(), text)
 
@@ -223,5 +225,5 @@ def _split_closed_reasoning(text: str, reasoning: str) -> ResponseParts:
 
 
 def _is_bare_ranking(text: str) -> bool:
-    """Return whether a response contains nothing but ids and separators, so that it contains no reasoning."""
+    """Return whether a response contains only ids and separators, and therefore no reasoning."""
     return re.fullmatch(r"[\s\d\[\]>=,→＞＝]*", text) is not None

@@ -1,4 +1,4 @@
-"""Retries: how often a failed request is repeated, and how long to wait before. No other module retries requests."""
+"""Retry failed requests. No other module implements retries."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often a request is tried, and how long to wait between two attempts.
+    """The maximum number of attempts, and the delay between two attempts.
 
-    The maximum delay doubles with each failure; the delay is drawn between half of it and all of it.
+    The delay is drawn uniformly between half of an upper bound and this bound. The bound doubles with each failure.
 
     Attributes:
-        overloaded: The maximum number of attempts at an overloaded server.
-        broken: The maximum number of attempts at a server that fails or cannot be reached. The two kinds of failure are
-            counted separately: a connection that drops after an hour of overload is a first failure.
-        first: The maximum delay after the first failure, in seconds.
-        longest: The maximum delay, in seconds.
-        longest_wait: The maximum delay that a server may request with Retry-After, in seconds.
+        overloaded: The number of failures because of overload after which a request is not repeated.
+        broken: The number of other failures (the server fails or cannot be reached) after which it is not repeated. The
+            two kinds are counted separately: a connection that drops after an hour of overload is a first failure.
+        first: The upper bound of the delay after the first failure, in seconds.
+        longest: The maximum of the upper bound, in seconds.
+        longest_wait: The maximum delay after a response with Retry-After, in seconds. A longer Retry-After is shortened
+            to this delay.
     """
 
     overloaded: int = 12
@@ -36,9 +37,9 @@ class RetryPolicy:
     longest_wait: float = 300.0
 
     def delay(self, failures: int, error: ModelError, random: Random) -> float:
-        """Return the seconds to wait after the `failures`-th failure of this kind."""
+        """Return the seconds to wait after a failure. `failures`: the number of failures of this kind so far."""
         if isinstance(error, ServerOverloaded) and error.retry_after is not None:
-            # In this order of arguments, NaN becomes 0.
+            # With the arguments in this order, NaN becomes 0.
             return min(self.longest_wait, max(0.0, error.retry_after)) + random.uniform(0, self.first)
         bound = min(self.first * 2 ** min(failures - 1, 30), self.longest)
         return random.uniform(bound / 2, bound)
@@ -50,13 +51,13 @@ async def call_with_retries(
     random: Random,
     on_retry: Callable[[ModelError, float], None] | None = None,
 ) -> T:
-    """Return the result of `call`, which is repeated while it raises a retryable `ModelError`.
+    """Return the result of `call`. Repeat the call while it raises a retryable `ModelError`.
 
     Args:
-        call: The request.
-        policy: How often it is repeated.
-        random: Draws the delays.
-        on_retry: Called with the error and the seconds to wait before each retry.
+        call: Sends the request.
+        policy: The maximum number of attempts and the delays.
+        random: The source of randomness for the delays.
+        on_retry: Called before each retry with the error and the seconds to wait.
 
     Raises:
         RetriesExhausted: After the last attempt.

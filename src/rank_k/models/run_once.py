@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 def run_once(work: Callable[[], Coroutine[Any, Any, T]]) -> Callable[[], Coroutine[Any, Any, T]]:
-    """Return a function with the result of `work()`, which runs once, and again only if it failed or was cancelled."""
+    """Return a coroutine function that runs `work` on its first call, and returns the same result on every call.
+
+    `work` runs again only if it has failed or was cancelled.
+    """
     task: asyncio.Task[T] | None = None
 
     async def result() -> T:

@@ -1,8 +1,8 @@
-"""The differences between servers with the OpenAI chat API, as a table. Pure.
+"""The differences between servers with the OpenAI chat API. This module does no I/O.
 
-A row describes the fields that a server type accepts and sends. The functions build request bodies and read responses;
-`http.py` sends them. Most servers silently ignore unknown fields, so that the effect of a field must be checked on the
-response.
+Everything that Rank-K does differently from server to server is a field of `ServerType`, and `SERVER_TYPES` has one row
+per type of server. The functions build request bodies and read responses; `http.py` sends them. Most servers silently
+ignore unknown fields, so the effect of a field must be checked on the response.
 """
 
 from __future__ import annotations
@@ -22,30 +22,31 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ServerType:
-    """A row of the table.
+    """How Rank-K communicates with one type of server.
 
     Attributes:
         name: The name of the server type.
         hosts: Host names of servers of this type.
         owners: Values of `owned_by` in GET /v1/models that identify this type.
-        max_tokens: The field of the token limit.
-        extra: Fields that are sent with every request.
-        no_reasoning: Fields that are sent for an answer without reasoning.
-        tokenizes: The field of the text in POST /tokenize; "" if the server has no tokenizer.
-        context: The paths of the context length in an entry of GET /v1/models.
-        seed: Whether it accepts a seed.
-        min_p: Whether it accepts min_p.
-        lists_models: Whether GET /v1/models lists all models that exist.
-        keeps_connections: False for servers that close a connection although the next request may be on its way, as
-            llama.cpp's server does after nearly every response.
-        budget_path: The path of the field for a reasoning budget; () if there is none.
-        prefill: How it continues a given beginning, best first: "raw" renders the chat template on the server and
-            completes the text; "continue" leaves the assistant's last message open.
-        continuation: Fields that are sent with the form "continue".
-        grammar: The form in which it accepts a grammar: "gbnf", "structured", "regex", or "" for none.
-        logprobs: Whether it returns log-probabilities.
-        scores_given_text: Whether its grammars can name tokens and it returns the probability that a token had before
-            the grammar was applied (see `forced_text.py`).
+        max_tokens: The name of the request field for the token limit.
+        extra: Fields to send with every request.
+        no_reasoning: Fields to send for an answer without reasoning.
+        tokenizes: The name of the field for the text in POST /tokenize; "" if the server has no tokenizer endpoint.
+        context: The paths at which an entry of GET /v1/models may contain the context length.
+        seed: Whether the server accepts the field `seed`.
+        min_p: Whether the server accepts the field `min_p`.
+        lists_models: Whether GET /v1/models lists all models that the server accepts.
+        keeps_connections: Whether connections can be reused. llama.cpp's server closes them after nearly every
+            response, even if the next request may already be on its way.
+        budget_path: The path of the request field for the reasoning budget; () if there is none.
+        prefill: The forms of prefill that the server supports, best first. "raw" renders the chat template on the
+            server, appends the prefill and completes the text. "continue" sends the prefill as an assistant message
+            that the model continues.
+        continuation: Fields to send with the form "continue".
+        grammar: The form in which the server accepts a grammar: "gbnf", "structured", "regex", or "" for none.
+        logprobs: Whether the server returns log-probabilities.
+        scores_given_text: Whether the server can score a given text: its grammars accept token ids, and it returns the
+            probability that a token had before the grammar was applied (see `forced_text.py`).
     """
 
     name: str
@@ -107,7 +108,7 @@ SERVER_TYPES = {
             no_reasoning=_DISABLED_REASONING,
             tokenizes="content",
             context=(("meta", "n_ctx"), ("meta", "n_ctx_train")),
-            lists_models=False,  # it accepts any name
+            lists_models=False,  # the server accepts any name
             keeps_connections=False,
             budget_path=("thinking_budget_tokens",),
             prefill=("raw", "continue"),
@@ -143,7 +144,7 @@ SERVER_TYPES = {
 
 
 def detect_server_type(url: str, models: Json | None) -> ServerType:
-    """Return the row of a server, by its host name or by its response to GET /v1/models; otherwise "plain"."""
+    """Return the type of a server, detected by its host name or its response to GET /v1/models (default: "plain")."""
     host, rows = urlsplit(url).hostname or "", SERVER_TYPES.values()
     by_host = (row for row in rows if any(f".{host}".endswith(f".{name}") for name in row.hosts))
     by_owner = (row for card in model_cards(models) for row in rows if card.get("owned_by") in row.owners)
@@ -151,20 +152,20 @@ def detect_server_type(url: str, models: Json | None) -> ServerType:
 
 
 def model_cards(models: Json | None) -> list[Json]:
-    """Return the entries of a response to GET /v1/models; [] if it has another form."""
+    """Return the entries of a response to GET /v1/models; [] if the response has a different format."""
     entries = models.get("data") if isinstance(models, Mapping) else None
     return [card for card in entries if isinstance(card, Mapping)] if isinstance(entries, list) else []
 
 
 def context_length(server_type: ServerType, card: Json) -> int | None:
-    """Return the context length that a model's card states, in tokens."""
+    """Return the context length in tokens that an entry of GET /v1/models states; None if it states none."""
     return next(filter(None, (_token_count(card, *path) for path in server_type.context)), None)
 
 
 def request_body(server_type: ServerType, model: str, request: Request) -> dict[str, Any]:
     """Return the JSON for POST /v1/chat/completions, without the fields of `STREAMING`.
 
-    A prefill is sent as an assistant's message that is left open (the form "continue").
+    A prefill is sent as an assistant message that the model continues (the form "continue").
     """
     messages = [{"role": role, "content": content} for role, content in request.messages]
     body: dict[str, Any] = {
@@ -186,7 +187,7 @@ def request_body(server_type: ServerType, model: str, request: Request) -> dict[
 
 
 def completion_body(server_type: ServerType, model: str, request: Request, prompt: str | list[int]) -> dict[str, Any]:
-    """Return the JSON for POST /v1/completions with a rendered prompt, which the server continues (the form "raw")."""
+    """Return the JSON for POST /v1/completions, which continues a rendered prompt (the form "raw")."""
     extra = {key: value for key, value in server_type.extra.items() if key == "cache_prompt"}
     body: dict[str, Any] = {"model": model, "prompt": prompt, **_sampling(server_type, request), **extra}
     body["max_tokens"] = body.pop(server_type.max_tokens)
@@ -196,27 +197,28 @@ def completion_body(server_type: ServerType, model: str, request: Request, promp
 
 
 def raw_prompt(request: Request) -> str:
-    """Return the text of the messages without a chat template, which a forced text continues."""
+    """Return the prompt before a forced text: the contents of the messages, without a chat template."""
     return "".join(message.content for message in request.messages)
 
 
 def forced_text_key_body(model: str, request: Request) -> dict[str, Any]:
-    """Return the prompt and the forced text, which determine the response and are stored in the journal."""
+    """Return the body that the journal stores and uses for the key of the call: the prompt and the forced text."""
     return {"model": model, "prompt": raw_prompt(request), "spelling": request.forced_text}
 
 
 _NO_ADAPTER: Json = {"lora": [{"id": 0, "scale": 0.0}]}
-"""Switches all LoRA adapters off: those that the list does not name, too. The server ignores an empty list."""
+"""Switches all LoRA adapters off, including those that the list does not contain. Servers ignore an empty list."""
 
 
 def forced_text_body(model: str, prompt: str, tokens: Sequence[Token]) -> dict[str, Any]:
     """Return the JSON for POST /v1/completions that forces `tokens` after `prompt`, with greedy decoding.
 
-    The prompt is not cached: llama.cpp's rounding depends on the number of tokens that it computes at a time, so that
-    log-probabilities would differ by 0.1 to 0.4 with the prompts before. LoRA adapters are switched off, because an
-    adapter that was trained to compare passages no longer estimates likelihoods. With the adapter of rank-k-nano, for
-    example, a query after the passage that answers it has a log-probability of -22, and of -9 without it. Servers
-    without adapters ignore this field.
+    The prompt is not cached, because llama.cpp's rounding depends on the number of tokens that it computes at a time:
+    log-probabilities would vary by 0.1 to 0.4 depending on which prompts came before.
+
+    LoRA adapters are switched off, because an adapter that was trained to compare passages no longer estimates
+    likelihoods. For example, the log-probability of a query after a passage that answers it is -22 with rank-k-nano's
+    adapter and -9 without. Servers without adapters ignore this field.
     """
     constraint = {"grammar": forced_text.gbnf(tokens), "max_tokens": forced_text.max_token_bound(tokens)}
     return {
@@ -251,13 +253,13 @@ _CONSTRAINTS: Mapping[str, Callable[[int], Json]] = {
     "structured": lambda size: {"structured_outputs": {"regex": grammar.ranking_regex(size)}},
     "regex": lambda size: {"regex": grammar.ranking_regex(size)},
 }
-"""For each value of `ServerType.grammar`: the fields that constrain the answer to a ranking of `size` passages."""
+"""The fields that constrain the answer to a ranking of `size` passages, by `ServerType.grammar`."""
 
 
 def rejects_budget(server_type: ServerType, message: str) -> bool:
     """Return whether a server's error message is about the field of the reasoning budget.
 
-    vLLM without a reasoning parser answers 400: "thinking_token_budget is set but reasoning_config is not configured".
+    vLLM without a reasoning parser sends a 400: "thinking_token_budget is set but reasoning_config is not configured".
     """
     return any(key in message for key in server_type.budget_path if key != server_type.max_tokens)
 
@@ -269,7 +271,7 @@ def _set_at_path(body: dict[str, Any], path: tuple[str, ...], value: Any) -> Non
 
 
 def read_logprobs(choice: Json) -> list[tuple[str, float]]:
-    """Return (text, log-probability) of the tokens of a choice, for both endpoints."""
+    """Return (text, log-probability) of the tokens in a choice, in the format of either endpoint."""
     logprobs = choice.get("logprobs")
     if not isinstance(logprobs, Mapping):
         return []
@@ -280,7 +282,7 @@ def read_logprobs(choice: Json) -> list[tuple[str, float]]:
         pairs = list(zip(logprobs["tokens"], logprobs["token_logprobs"], strict=False))
     else:
         return []
-    # vLLM sends -9999 for a probability of 0. In this order of arguments, NaN becomes -9999.
+    # vLLM sends -9999 for a probability of 0. With the arguments in this order, NaN becomes -9999.
     return [
         (text, float(min(0.0, max(-9999.0, logprob))))
         for text, logprob in pairs
@@ -295,7 +297,7 @@ OPENING = "<think>"
 
 
 def join_prefill(prompt: str, prefill: str) -> str:
-    """Return a rendered prompt followed by a prefill; the reasoning block is opened once if both open it."""
+    """Return a rendered prompt followed by a prefill. If both open the reasoning block, keep only one opening."""
     if prompt.rstrip().endswith(OPENING) and prefill.startswith(OPENING):
         return prompt.rstrip() + prefill.removeprefix(OPENING)
     return prompt + prefill
@@ -321,12 +323,12 @@ def read_delta(message: Json) -> StreamChunk:
 
 
 def _part_type(part: Any) -> Any:
-    """Return the type of a content part: some servers (Mistral's, for example) send reasoning as a part."""
+    """Return the type of a content part. Some servers, such as Mistral's, send reasoning as a content part."""
     return part.get("type", "text") if isinstance(part, Mapping) else None
 
 
 def _part_text(part: Any) -> str:
-    """Return the text of a part of the content or of the reasoning; a part of type "thinking" has parts itself."""
+    """Return the text of a content part or reasoning part. A part of type "thinking" contains further parts."""
     if not isinstance(part, Mapping):
         return ""
     text = part.get("text") or part.get("summary") or part.get("thinking")
@@ -336,15 +338,16 @@ def _part_text(part: Any) -> str:
 
 
 def read_usage(usage: Json | None, reasoning_characters: int, characters: int) -> Usage:
-    """Return the token counts of a response, from the server's `usage` if it has one.
+    """Return the token counts of a response, from the server's `usage` if possible.
+
+    If the server does not count reasoning tokens separately, they are estimated: their share of the completion tokens
+    is the share of the reasoning in the characters. Without `usage`, completion and reasoning tokens are estimated at
+    four characters per token.
 
     Args:
-        usage: The counts as the server sent them.
-        reasoning_characters: The length of the reasoning trace, wherever the server put it.
-        characters: The length of the whole response.
-
-    Reasoning tokens that the server does not count separately are estimated: the completion tokens in the proportion of
-    the characters. Without any `usage`, everything is estimated at four characters per token.
+        usage: The counts as the server sent them; None if it sent none.
+        reasoning_characters: The length of the reasoning trace in characters, regardless of the field it is in.
+        characters: The length of the whole response in characters, including the reasoning.
     """
     prompt = _token_count(usage, "prompt_tokens") or 0
     completion = _token_count(usage, "completion_tokens")
@@ -363,7 +366,7 @@ def read_usage(usage: Json | None, reasoning_characters: int, characters: int) -
 
 
 def _token_count(value: Any, *path: str) -> int | None:
-    """Return the number of tokens at `path` in `value`; None if there is no number, or an impossible one."""
+    """Return the number of tokens at `path` in `value`; None if there is no number or it is out of range."""
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None

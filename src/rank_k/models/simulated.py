@@ -1,14 +1,17 @@
-"""A simulated judge, made of judgments and noise: for tests, and for planning before paying for calls.
+"""A simulated model, which ranks by relevance judgments with noise. It is for tests, and for planning without costs.
 
-The perceived relevance of a passage is its grade plus three errors. The judge answers like a model: with a reasoning
-trace, with ties, and now and then with a malformed answer.
+The model ranks passages by their perceived relevance: the relevance grade plus three errors. Its responses look like
+those of a language model: they contain a reasoning trace and ties, and a few are malformed.
 
-    persistent    of a passage for a query, the same in every call: repeating does not help against it
-    composition   of a pair of passages, so that the winner depends on the other passages of the window
-    fresh         of a call, larger in larger windows
+    persistent    the error of a passage for a query, the same in every call: repeated calls do not reduce it
+    composition   the error of a pair of passages: the perceived relevance of a passage depends on the other passages in
+                  the window
+    fresh         an error that is drawn again for each call and is not shared with other calls; it is larger in larger
+                  windows
 
-Presentation matters too: passages at the start have an advantage, and differences in the middle are perceived less.
-Every error is a function of ids and seed alone, so that all runs and all strategies meet the same judge.
+The position in the prompt also matters: passages at the start have an advantage, and differences between passages in
+the middle are perceived as smaller. All errors depend only on ids and the seed. Different runs and strategies are
+therefore compared with the same simulated model.
 """
 
 from __future__ import annotations
@@ -33,31 +36,32 @@ Grades = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """The errors of a judge. `sd`, `position_bias` and `tie_gap` are in grades, the other fields are fractions.
+    """The errors of a simulated model. The unit of `sd`, `position_bias` and `tie_gap` is the grade.
 
-    A noise is stated for a scale of grades and scaled to other judgments (`scaled_to`): the range from grade 0 to the
-    highest grade stands for the same difference in relevance on every scale, and a judge errs by the same fraction of
-    it. The three fields in grades are therefore multiplied by the ratio of the highest grades. The presets, which are
-    stated for grades 0 to 3, have a third of their size on binary judgments. A highest grade above 3 counts as 3.
+    Noise is stated for one scale of grades, and `scaled_to` converts it to a different scale. It assumes that the range
+    from grade 0 to the highest grade means the same difference in relevance on every scale, and that errors are a
+    constant fraction of this range. The three fields in grades are therefore multiplied by the ratio of the highest
+    grades. For example, the presets are stated for grades 0 to 3, so on binary judgments these fields have a third of
+    their size. A highest grade above 3 counts as 3.
 
-    On binary judgments this judge is optimistic where many passages are almost relevant. If TREC DL 2019 is judged by
-    two grades (2 and 3 are relevant), a factor of about 0.5 instead of 1/3 keeps nDCG@10 unchanged
+    On binary judgments, the simulated model is too good if many passages are almost relevant. If the grades of TREC DL
+    2019 are reduced to two (2 and 3 are relevant), a factor of about 0.5 instead of 1/3 would keep nDCG@10 unchanged
     (`python -m benchmarks.calibrate_noise --binary`).
 
     Attributes:
-        sd: Standard deviation of the sum of the three errors of one passage in one answer.
-        persistent: Share of the persistent error in its variance.
-        composition: Share of the composition error.
-        fresh: Share of the fresh error.
-        growth: The fresh error grows as (window / 20) to this power.
-        position_bias: Advantage of the passage presented first over the last.
-        middle: Fraction of the differences that is lost on passages in the middle.
-        tie_gap: Passages closer than this are tied.
-        malformed: Fraction of malformed answers at 20 passages; it is proportional to the window. Of these, 40% hold no
-            order, 40% are truncated, and 20% omit passages.
-        query_spread: Sigma of the lognormal factor by which queries differ in `sd`.
-        highest_grade: The highest grade, from 1 to 3, of the scale that the noise is stated for (default: 0, which
-            means that the noise applies to every scale unchanged).
+        sd: The standard deviation of the sum of the three errors of a passage, in a window of 20 passages.
+        persistent: The share of the persistent error in the variance of this sum.
+        composition: The share of the composition error in this variance.
+        fresh: The share of the fresh error in this variance.
+        growth: The exponent of the growth of the fresh error: it is proportional to (window size / 20) ** `growth`.
+        position_bias: The advantage of the passage presented first over the passage presented last.
+        middle: The fraction by which differences in relevance are reduced for passages in the middle of the prompt.
+        tie_gap: The maximum difference in perceived relevance between a passage and the best passage tied with it.
+        malformed: The fraction of malformed answers in windows of 20 passages. It is proportional to the window size.
+            Of the malformed answers, 40% contain no ranking, 40% are truncated, and 20% omit passages.
+        query_spread: The sigma of a lognormal factor by which `sd` varies between queries.
+        highest_grade: The highest grade, from 1 to 3, of the scale for which the noise is stated (default: 0, which
+            means that the noise applies unchanged to every scale).
     """
 
     sd: float = 0.0
@@ -73,7 +77,7 @@ class Noise:
     highest_grade: int = 0
 
     def scaled_to(self, highest_grade: int) -> Noise:
-        """Return the same noise for judgments with this highest grade, from 1 to 3."""
+        """Return this noise, converted to a scale with this highest grade (from 1 to 3)."""
         if not self.highest_grade:
             return self
         factor = highest_grade / self.highest_grade
@@ -87,7 +91,7 @@ class Noise:
 
 
 def highest_grade(grades: Grades) -> int:
-    """Return the highest grade of the judgments, limited to the range from 1 to 3, as `Noise` counts it."""
+    """Return the highest grade of the judgments, limited to the range from 1 to 3, as `Noise` requires."""
     highest = max((grade for query_grades in grades.values() for grade in query_grades.values()), default=1)
     return min(max(highest, 1), 3)
 
@@ -97,22 +101,23 @@ PRESETS = {
     "strong": Noise(0.94, 0.92, 0.04, 0.04, 0.3, 0.35, 0.1, 0.05, 0.02, 0.3, highest_grade=3),
     "weak": Noise(1.6, 0.60, 0.10, 0.30, 0.6, 0.35, 0.1, 0.05, 0.06, 0.3, highest_grade=3),
 }
-"""`strong` errs like today's best reasoning models, `weak` like small ones. Both are stated for grades from 0 to 3.
+"""`none` makes no errors, `strong` errs like today's best reasoning models, and `weak` like small models.
 
-With the shape of `strong`, strategies differ from each other as they did with five language models (the published
-comparison of BlitzRank, table 3); the shape of `weak` is an assumption. Their `sd` is that at which sliding windows of
-20 with a stride of 10 over the published BM25 run of TREC DL 2019 reach nDCG@10 0.727 and 0.62
-(`benchmarks/calibrate_noise.py`).
+`strong` and `weak` are stated for grades from 0 to 3. The ratios of the errors in `strong` are chosen such that the
+differences between strategies are those observed with five language models (the published comparison of BlitzRank,
+table 3). The ratios in `weak` are an assumption. The `sd` of both is calibrated: with it, sliding windows of 20
+passages with a stride of 10 over the published BM25 run of TREC DL 2019 reach nDCG@10 0.727 (`strong`) and 0.62
+(`weak`); see `benchmarks/calibrate_noise.py`.
 """
 
 
 class SimulatedModel:
-    """A model that ranks windows by grades with noise.
+    """A simulated model: it ranks passages by their grades, with noise.
 
     Args:
         grades: The judgments. Unjudged passages have grade 0.
-        noise: How the judge errs, or the name of a preset. It is scaled to the highest grade of `grades`.
-        seed: The seed of all errors. Another seed simulates another judge.
+        noise: The errors of the model, or the name of a preset. They are converted to the scale of `grades`.
+        seed: The seed of all errors. Each seed gives a different simulated model.
         context_length: The context length in tokens.
     """
 
@@ -157,7 +162,7 @@ class SimulatedModel:
         """Do nothing."""
 
     def ranking_text(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> str:
-        """Return the text of the answer: `tiers`, or a malformed version of it."""
+        """Return the text of the answer: the ranking in `tiers`, or a malformed version of it."""
         ranking = " > ".join(" = ".join(f"[{i + 1}]" for i in tier) for tier in self.tiers(query_id, doc_ids, sample))
         malformed_fraction = self._malformed_fraction(query_id, doc_ids, sample)
         if malformed_fraction is None:
@@ -170,15 +175,15 @@ class SimulatedModel:
         return " > ".join(listed_tiers)
 
     def is_well_formed(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> bool:
-        """Return whether `ranking_text` is exactly `tiers`."""
+        """Return whether `ranking_text` returns the ranking in `tiers` unchanged."""
         return self._malformed_fraction(query_id, doc_ids, sample) is None
 
     def tiers(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> list[list[int]]:
-        """Return the positions of the window (from 0) by perceived relevance, in tiers of tied passages."""
+        """Return the ranking: tiers of tied passages, best first. Passages are positions in the window, from 0."""
         return group_ties(self.perceived_relevance(query_id, doc_ids, sample), self.noise.tie_gap)
 
     def perceived_relevance(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> list[float]:
-        """Return the perceived relevance of each passage in one answer, in grades."""
+        """Return the perceived relevance of each passage in one call. The unit is the grade."""
         noise, size = self.noise, len(doc_ids)
         grades = self._grades.get(query_id, {})
         relevance = [float(grades.get(doc_id, 0)) for doc_id in doc_ids]
@@ -202,7 +207,7 @@ class SimulatedModel:
         return [value - noise.position_bias * place for value, place in zip(relevance, position, strict=True)]
 
     def _malformed_fraction(self, query_id: str, doc_ids: Sequence[str], sample: int) -> float | None:
-        """Return None for a well-formed answer, else a number from 0 to 1 that decides how it is malformed."""
+        """Return None for a well-formed answer, else a number from 0 to 1 that determines how it is malformed."""
         chance = self.noise.malformed * len(doc_ids) / 20
         if not chance:
             return None
@@ -211,7 +216,7 @@ class SimulatedModel:
 
 
 def group_ties(relevance: Sequence[float], tie_gap: float) -> list[list[int]]:
-    """Return the positions by relevance, highest first. Those closer than `tie_gap` to the first of a tier join it."""
+    """Return the positions by relevance, highest first, in tiers. A tier spans a relevance of at most `tie_gap`."""
     tiers: list[list[int]] = []
     for i in sorted(range(len(relevance)), key=relevance.__getitem__, reverse=True):  # stable: earlier positions first
         if tiers and relevance[tiers[-1][0]] - relevance[i] <= tie_gap:
@@ -222,9 +227,10 @@ def group_ties(relevance: Sequence[float], tie_gap: float) -> list[list[int]]:
 
 
 class _QueryErrors:
-    """The errors of one query before the judges of one seed: draws of mean 0 and variance 1.
+    """The errors of a simulated model for one query: normal draws with mean 0 and variance 1, before scaling.
 
-    `difficulty` is that of the query. Persistent errors and those of pairs are kept, since other calls need them again.
+    `difficulty` is the draw that scales `sd` for this query. The errors of passages and of pairs are cached, because
+    other calls need them, too.
     """
 
     def __init__(self, seed: int, query_id: str) -> None:
@@ -236,14 +242,17 @@ class _QueryErrors:
         self._pairs: dict[str, dict[str, float]] = {}
 
     def persistent(self, doc_ids: Sequence[str]) -> list[float]:
-        """Return the error of each passage that is the same in every call."""
+        """Return the persistent error of each passage, which is the same in every call."""
         for doc_id in doc_ids:
             if doc_id not in self._persistent:
                 self._persistent[doc_id] = _normal(self._doc_key + doc_id)
         return [self._persistent[doc_id] for doc_id in doc_ids]
 
     def composition(self, doc_ids: Sequence[str]) -> list[float]:
-        """Return the error that the others in the window cause to each. What one of a pair gains, the other loses."""
+        """Return the composition error of each passage: the sum of its errors in pairs with the others, scaled.
+
+        In each pair, one passage gains what the other loses.
+        """
         scale = math.sqrt(max(len(doc_ids) - 1, 1))
         errors = []
         for doc_id in doc_ids:
@@ -254,19 +263,19 @@ class _QueryErrors:
                     error = _normal(self._pair_key + low + _SEPARATOR + high)
                     self._pairs.setdefault(low, {low: 0.0})[high] = -error
                     self._pairs.setdefault(high, {high: 0.0})[low] = error
-            # Added one by one, because sum() rounds differently in newer versions of Python.
+            # Add one by one, because sum() rounds differently in newer versions of Python.
             errors.append(reduce(add, map(pairs.__getitem__, doc_ids), 0.0) / scale)
         return errors
 
     def fresh(self, sample: int, doc_ids: Sequence[str]) -> list[float]:
-        """Return the error of each passage that only this call has."""
+        """Return the fresh error of each passage, which depends on the window and the sample."""
         call = _join("", sample, *doc_ids)
         return [_normal(self._call_key + doc_id + call) for doc_id in doc_ids]
 
 
 @lru_cache(maxsize=8)
 def _query_errors(seed: int, query_id: str) -> _QueryErrors:
-    """Return the errors of a query. Those of the last few queries are kept for the next window or strategy."""
+    """Return the errors of a query. Those of the last few queries are cached for their next windows."""
     return _QueryErrors(seed, query_id)
 
 
@@ -278,7 +287,7 @@ def _join(*names: str | int) -> str:
 
 
 def _uniform(key: str) -> float:
-    """Return a number in (0, 1) that depends on `key` alone."""
+    """Return a number in (0, 1) that depends only on `key`."""
     digest = blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return (int.from_bytes(digest, "big") + 0.5) * 2.0**-64
 
@@ -287,6 +296,6 @@ _inverse_normal_cdf = NormalDist().inv_cdf
 
 
 def _normal(key: str) -> float:
-    """Return a draw from the standard normal distribution that depends on `key` alone."""
+    """Return a draw from the standard normal distribution that depends only on `key`."""
     draw = _uniform(key)
     return _inverse_normal_cdf(draw if 1e-12 < draw < 1 - 1e-12 else min(max(draw, 1e-12), 1 - 1e-12))

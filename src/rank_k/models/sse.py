@@ -1,4 +1,4 @@
-"""The events of a streamed chat completion, and the response that they add up to. Pure."""
+"""Parse the events of a streamed completion, and join them to a response. This module does no I/O."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rank_k.types import Response, StreamChunk
 
 
 class ResponseEvent(NamedTuple):
-    """A part of a response.
+    """An event of a streamed response.
 
     Attributes:
-        chunk: The part of the reasoning and of the text.
-        finish_reason: Why the response ended, in the event that says so.
-        tokens: (text, log-probability) of the chunk's tokens, if the server sends them.
-        usage: The server's token counts, in the event that has them.
+        chunk: The new part of the reasoning and of the text.
+        finish_reason: Why the response ended; None in all events that do not contain it.
+        tokens: (text, log-probability) of the tokens in the chunk; empty if the server does not send them.
+        usage: The server's token counts; None in all events that do not contain them.
         is_last: Whether the server ends the stream with this event.
     """
 
@@ -39,20 +39,20 @@ class ResponseEvent(NamedTuple):
 
 
 def parse_event(data: bytes) -> ResponseEvent:
-    """Return the event with this data. Raises `ServerError` if the data is not JSON or reports an error."""
+    """Return the event in a line of data. Raises `ModelError` if the data is not JSON or reports an error."""
     if data == b"[DONE]":
         return ResponseEvent(is_last=True)
     try:
         payload = json.loads(data.decode("utf-8", "replace"))
     except ValueError as error:
-        raise ServerError("the server sent an event that is not JSON", "see its log") from error
+        raise ServerError("the server sent an event that is not JSON", "see the server's log") from error
     return parse_payload(payload)
 
 
 def parse_payload(payload: Any) -> ResponseEvent:
-    """Return what the JSON of an event, or of a response that is not streamed, contains.
+    """Return the event in the JSON of a streamed event, or of a response that is not streamed.
 
-    Raises `ModelError` if it reports an error.
+    Raises `ModelError` if the JSON reports an error.
     """
     if not isinstance(payload, Mapping):
         return ResponseEvent()
@@ -66,18 +66,24 @@ def parse_payload(payload: Any) -> ResponseEvent:
     finish_reason = choice["finish_reason"] if isinstance(choice.get("finish_reason"), str) else None
     message = choice.get("delta", choice.get("message"))
     if message is None:
-        message = {"content": choice.get("text")}  # of /v1/completions
+        message = {"content": choice.get("text")}  # the format of /v1/completions
     chunk = server_types.read_delta(message) if isinstance(message, Mapping) else StreamChunk("", "")
     return ResponseEvent(chunk, finish_reason, server_types.read_logprobs(choice), usage)
 
 
 def join_events(events: Sequence[ResponseEvent], seconds: float, prefill: str = "") -> Response:
-    """Return the response that took `seconds` and continues `prefill`.
+    """Return the response that consists of `events`.
 
-    Raises `ServerError` if the events end before the response does.
+    Args:
+        events: The events in order.
+        seconds: The duration of the response.
+        prefill: The beginning of the assistant's message, which the response continues ("": none).
+
+    Raises:
+        ServerError: If the events end before the response is complete.
     """
     if not any(event.ends_response for event in events):
-        raise ServerError("the server ended the stream before the response was complete", "see its log")
+        raise ServerError("the server ended the stream before the response was complete", "see the server's log")
     reasoning = "".join(event.chunk.reasoning for event in events)
     text = "".join(event.chunk.text for event in events)
     usages = [event.usage for event in events if event.usage is not None]

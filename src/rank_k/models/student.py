@@ -1,7 +1,7 @@
 """Students: trained weights together with the prompt and the options that they were trained for.
 
-`rank-k distill export` writes a GGUF file and a JSON file of the same name in the same folder. `--model` accepts the
-GGUF file, or the folder that contains it as `student.gguf`, and uses both files.
+`rank-k distill export` writes a GGUF file with the weights and, next to it, a JSON file with the same name and the
+settings. `--model` accepts the GGUF file, or a folder with a `student.json`, and uses both files.
 
     {"rank_k_student": 1, "name": "nano", "gguf": "student.gguf", "adapter_of": {"name": ..., "sha256": ...},
      "prompt": {"before": ..., "passage": ..., "between": ..., "after": ..., "system": ...},
@@ -9,8 +9,9 @@ GGUF file, or the folder that contains it as `student.gguf`, and uses both files
                 "reasoning": "full", "max_tokens": 256, "temperature": 0},
      "verdicts": ["no", "partly", "yes"]}
 
-`adapter_of` names the base model, as for `rank-k fetch` or as a path; it is absent if the GGUF file has full weights.
-`verdicts` lists the relevance labels of students that reason by writing one label per passage, worst first.
+`adapter_of` contains the base model: its path, or its name for `rank-k fetch`. It is absent if the GGUF file contains
+full weights. `verdicts` lists the relevance labels, worst first, of a student that reasons by writing one label per
+passage; for all other students, it is absent.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from rank_k.options import STUDENT_OPTIONS, parse_option
 
 FOLDER_FILE = "student.json"
 SHIPPED_STUDENTS: Mapping[str, Path] = {"rank-k-nano": Path(__file__).parent / "nano" / "rank-k-nano.gguf"}
-"""Students in the package, by name: adapters for the weights that `rank-k fetch` downloads."""
+"""The GGUF files of the students in the package, by name. They are adapters for weights from `rank-k fetch`."""
 
 
 def default_model(method: str | None) -> str:
-    """Return the name of the default embedded model: the shipped student, or its base model for query likelihood."""
+    """Return the default embedded model: base weights for the method "likelihood", otherwise the shipped student."""
     return DEFAULT_WEIGHTS if method == "likelihood" else next(iter(SHIPPED_STUDENTS))
 
 
@@ -43,15 +44,15 @@ TEMPLATE_FIELDS = ("before", "passage", "between", "after", "system")
 
 @dataclass(frozen=True, slots=True)
 class Student:
-    """A student.
+    """A student and its settings.
 
     Attributes:
-        name: Its name.
+        name: The name of the student.
         weights: The weights to load.
         adapter: The LoRA adapter for these weights, or None.
-        prompt: The texts of its prompt template, by the fields of `window.prompt.PromptTemplate`.
-        asking: Its options, by the names of the keywords of `Reranker`.
-        verdicts: Its relevance labels, worst first; empty if it does not reason by labels.
+        prompt: The texts of the prompt template, by the field names of `window.prompt.PromptTemplate`.
+        asking: The options with which the student reranks, by the keywords of `Reranker`.
+        verdicts: The relevance labels, worst first; empty if the student does not reason by writing labels.
     """
 
     name: str
@@ -63,15 +64,15 @@ class Student:
 
 
 def find_student(name_or_path: str | Path) -> Student | None:
-    """Return the student of that name, in that folder, or with that GGUF file.
+    """Return the student with this name, in this folder, or in this GGUF file.
 
     Returns:
-        The student; None if the GGUF file has no settings, or if there is no such file.
+        The student; None if there are no settings next to the GGUF file, or if the file does not exist.
 
     Raises:
-        FormatError: If its JSON file has another format.
-        MissingWeights: If its base model has not been downloaded.
-        InputError: If its base model is not the one that it was trained on.
+        FormatError: If the JSON file is not valid.
+        MissingWeights: If the base model has not been downloaded.
+        InputError: If the base model is not the one that the student was trained on, or a folder has no settings.
     """
     try:
         path = SHIPPED_STUDENTS.get(os.fspath(name_or_path)) or Path(os.fspath(name_or_path)).expanduser()
@@ -81,20 +82,20 @@ def find_student(name_or_path: str | Path) -> Student | None:
         if settings_path.suffix == path.suffix or not settings_path.is_file():
             return None
     except (OSError, RuntimeError, ValueError):
-        return None  # not a valid path, which `locate` reports
+        return None  # not a valid path; `locate` reports it
     settings = _read_settings(settings_path)
     if settings is None:
         return None
     gguf = settings_path.parent / settings["gguf"]
     if not path.is_dir() and gguf.name != path.name:
-        return None  # the settings of another file
+        return None  # these settings belong to a different GGUF file
     prompt = {name: settings["prompt"][name] for name in TEMPLATE_FIELDS}
     base = settings.get("adapter_of")
     loaded = locate(gguf if base is None else base["name"])
     if base is not None:
         if loaded.sha256 != base["sha256"]:
             raise InputError(
-                f"{gguf} is an adapter for other weights than {loaded.path}",
+                f"{gguf} is an adapter for different weights than {loaded.path}",
                 f"give the weights with sha256 {base['sha256'][:16]}...",
             )
         checksum(gguf)  # raises if it is not a readable GGUF file
@@ -114,12 +115,12 @@ def write_student(
     """Write the settings of a student and return the path of the JSON file.
 
     Args:
-        gguf: Its GGUF file. The JSON file has the same name and is in the same folder.
-        name: Its name.
-        prompt: The texts of its prompt template.
-        inference_options: The values of all options of students.
+        gguf: The GGUF file. The JSON file gets the same name and is written to the same folder.
+        name: The name of the student.
+        prompt: The texts of the prompt template.
+        inference_options: The options with which the student reranks: a value for each name in `STUDENT_OPTIONS`.
         adapter_of: Name and sha256 of the base model if `gguf` is an adapter, else None.
-        labels: Its relevance labels, worst first (default: it does not reason by labels).
+        labels: The relevance labels, worst first (default: the student does not reason by writing labels).
     """
     settings = {
         "rank_k_student": _VERSION,
@@ -136,7 +137,7 @@ def write_student(
 
 
 def _read_settings(path: Path) -> dict[str, Any] | None:
-    """Return the validated settings in a JSON file; None if the file does not describe a student."""
+    """Return the validated settings in a JSON file; None if it is not the settings file of a student."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -170,10 +171,10 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
     except InputError as error:
         raise format_error(error.problem[:80]) from error
     if settings["asking"].get("strategy") not in (None, *STRATEGY_NAMES):
-        raise format_error("strategy is not one of Rank-K's")  # MODULE:NAME would run code that the file names
+        raise format_error("strategy is not one of Rank-K's")  # a strategy MODULE:NAME could run arbitrary code
     return settings
 
 
 def _has_texts(table: Any, keys: Sequence[str]) -> bool:
-    """Return whether `table` is a JSON object with a text for each key."""
+    """Return whether `table` is a JSON object with a string for each key."""
     return isinstance(table, dict) and all(isinstance(table.get(key), str) for key in keys)

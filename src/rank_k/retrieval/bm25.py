@@ -24,9 +24,9 @@ def retrieve(
     """Retrieve the best passages for each query with BM25.
 
     The variant of BM25 is that of Lucene, without the constant factor k1 + 1 (Kamphuis et al., ECIR 2020). Passages
-    without any term of the query are never candidates. Passages with equal scores keep their order.
+    that contain no term of the query are never candidates. Passages with equal scores keep their order.
 
-    The index is built when the function is called. It is in memory and takes 4 bytes per term, plus the postings. A
+    The index is built when the function is called. It is in memory and takes 4 bytes per term, plus the postings. Each
     query is processed when its result is requested.
 
     Args:

@@ -18,7 +18,8 @@ def reciprocal_rank_fusion(rankings: Iterable[Sequence[str]], k: int = RRF_K) ->
     """Return document ids, sorted by the sum of 1 / (k + rank) over all rankings, highest first.
 
     Args:
-        rankings: Rankings of document ids, best first. Documents with equal sums keep the order of the rankings.
+        rankings: Rankings of document ids, best first. Documents with equal sums are in the order of their first
+            appearance: the documents of the first ranking come first, then the new ones of the second, and so on.
         k: The constant (default: 60).
     """
     scores: defaultdict[str, float] = defaultdict(float)
@@ -29,13 +30,13 @@ def reciprocal_rank_fusion(rankings: Iterable[Sequence[str]], k: int = RRF_K) ->
 
 
 class FusedRuns:
-    """Several runs, fused query by query. The runs may have different orders of queries.
+    """Several runs, fused query by query. The order of the queries may differ between runs.
 
-    The runs are in a temporary file on disk and not in memory. The file is deleted when the process ends.
+    The runs are stored in a temporary file, not in memory. The file is deleted when the process ends.
 
     Args:
         runs: The runs: pairs of query id and candidates.
-        depth: Number of candidates of each run that are fused, per query.
+        depth: Number of candidates per query that are used from each run.
     """
 
     def __init__(self, runs: Iterable[Iterable[tuple[str, Sequence[Candidate]]]], depth: int) -> None:

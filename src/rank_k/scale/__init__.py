@@ -1,5 +1,8 @@
-"""Rerank a run in several processes or on several machines, and put the results together.
+"""Rerank a run in several processes, on several machines, or with a batch API, and merge the results.
 
-shards  the part of a run's queries that one process reranks
-merge   the runs and journals of all shards -> one run and one journal
+shards        divide the queries of a run among processes
+merge         merge the runs and journals of all shards
+batch_files   write requests to batch files, and read the responses
+batch_server  submit batch files to a server, and fetch the results
+ray           rerank a Ray dataset
 """

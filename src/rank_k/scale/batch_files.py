@@ -1,7 +1,7 @@
-"""Batch files in OpenAI's format: write the requests that a run lacks, and read the responses.
+"""Batch files in OpenAI's format: write requests that have no response yet, and read the responses.
 
-`vllm run-batch`, OpenAI, Together, xAI and LiteLLM read and write this format: one JSON object per line, which is
-identified by its `custom_id`, here the key of the call in the journal.
+`vllm run-batch`, OpenAI, Together, xAI and LiteLLM read and write this format: one JSON object per line. The field
+`custom_id` identifies a request; Rank-K uses the key of the call in the journal.
 """
 
 from __future__ import annotations
@@ -22,29 +22,31 @@ from rank_k.types import Request
 
 MAX_REQUESTS = 50_000
 MAX_BYTES = 200_000_000
-"""Requests and bytes of one file: OpenAI's limits. A window of 20 passages of 450 tokens has about 40 kB."""
+"""The maximum number of requests and bytes in one file: OpenAI's limits.
+
+The request for a window of 20 passages of 450 tokens has about 40 kB."""
 
 MAX_FAILURES = 2
-"""A request that was refused this often is not written again; its window keeps the input order."""
+"""A request that was refused this many times is not written again. Its window keeps the input order."""
 
 ENDPOINT = "/v1/chat/completions"
 
 
 class RequestFiles:
-    """Writes the requests of a run, which the journal lacks, to the files of one round.
+    """Writes the requests of a run that have no response in the journal to batch files.
 
-    The requests are stored in the journal before their file gets its final name, so that no file of that name has
-    requests that the journal does not know.
+    The journal stores the requests of a file before the file gets its final name. A file with a final name therefore
+    contains only requests that the journal knows.
 
     Args:
-        folder: The folder of the files `requests-001.jsonl`, `requests-002.jsonl` and so on. Existing files are kept.
+        folder: The folder for the files `requests-001.jsonl`, `requests-002.jsonl` and so on. Existing files are kept.
         journal: The journal of the run.
-        max_requests: The largest number of requests in a file.
-        max_bytes: The largest size of a file in bytes.
+        max_requests: The maximum number of requests in a file (default: 50,000).
+        max_bytes: The maximum size of a file in bytes (default: 200,000,000).
 
     Attributes:
-        files: The files that were written, with the number of their requests.
-        waiting: The number of requests that are already in a file without a response.
+        files: The number of requests in each file that was written.
+        waiting: The number of requests that are already in an earlier file and wait for a response.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class RequestFiles:
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
-        """Release the requests of files that were never completed or were deleted without being submitted."""
+        """Release waiting requests whose file does not exist and was not submitted, so that they are written again."""
         self._folder.mkdir(parents=True, exist_ok=True)
         submitted = {batch.file for batch in self._journal.batches() if batch.status != "ingested"}
         names = [name for name in self._journal.count_pending() if name and name not in submitted]
@@ -70,11 +72,11 @@ class RequestFiles:
         return self
 
     def add(self, key: str, request: Request, body: Mapping[str, Any]) -> None:
-        """Write a request, unless it already waits in a file.
+        """Write a request, unless it is already in a file.
 
         Raises:
-            PromptFiltered: If the server refused this request too often.
-            InputError: If the request is larger than a file may be.
+            PromptFiltered: If the server has refused this request `MAX_FAILURES` times.
+            InputError: If the request alone exceeds the maximum size of a file.
         """
         pending = self._journal.find_pending(key)
         if pending is not None and pending.failures >= MAX_FAILURES:
@@ -88,7 +90,8 @@ class RequestFiles:
         line = json_line({"custom_id": key, "method": "POST", "url": ENDPOINT, "body": body})
         if len(line) > self._max_bytes:
             raise InputError(
-                f"a request of {len(line)} bytes is larger than a file may be", "raise --max-bytes or lower --window"
+                f"a request has {len(line)} bytes, but a file may have at most {self._max_bytes}",
+                "raise --max-bytes or lower --window",
             )
         if self._file is not None and (
             len(self._calls) >= self._max_requests or self._file.tell() + len(line) > self._max_bytes
@@ -136,16 +139,17 @@ class RequestFiles:
 
 
 def ingest_responses(journal: Journal, lines: Iterable[bytes]) -> Counter[str]:
-    """Store the responses of a batch's output or error file. Lines may come in any order and more than once.
+    """Store the responses in the output file or error file of a batch. Lines may be repeated and in any order.
 
     Args:
         journal: The journal of the run.
         lines: The lines of the file.
 
     Returns:
-        How many lines there were of each kind: "stored"; "repeated" (the journal has the response); "refused" (the
-        server refused the request); "expired" (no response in time, or an error of the server: the request is written
-        again); "unknown" (not a request of this journal); "malformed" (not a response at all).
+        The number of lines of each kind: "stored"; "repeated" (the journal already contains the response); "refused"
+        (the server refused the request); "expired" (the server did not respond in time or failed, so the request will
+        be written again); "unknown" (the journal does not contain the request); "malformed" (the line is not a valid
+        response).
     """
     counts: Counter[str] = Counter()
     for line in lines:
@@ -189,7 +193,7 @@ def _ingest_line(journal: Journal, line: bytes) -> str:
 
 
 def _error_message(error: Any, body: Any, status: int) -> str:
-    """Return the message of an error in any of its usual places."""
+    """Return the error message of a line, from `error` or `body`."""
     for source in (error, body):
         inner = source.get("error", source) if isinstance(source, Mapping) else source
         message = inner.get("message") if isinstance(inner, Mapping) else inner

@@ -1,4 +1,4 @@
-"""Submit batch files to a server with OpenAI's batch API, and fetch the results."""
+"""Submit batch files to a server that has OpenAI's batch API, and fetch the results."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FINAL_STATUSES = ("completed", "failed", "expired", "cancelled")
-"""The statuses after which a batch changes no more."""
+"""The statuses in which a batch has ended."""
 
 _LISTED_BATCHES = 100
 
 
 class BatchServer:
-    """The file and batch endpoints of a server. Failed requests are repeated as `retries` says.
+    """A client for the file and batch endpoints of a server. Failed requests are repeated as `retries` specifies.
 
     Args:
         url: The URL of the API, such as `https://api.openai.com/v1`.
-        api_key: The key of the API.
-        retries: How often and how long failed requests are repeated.
+        api_key: The API key, sent as a bearer token (default: no key).
+        retries: How often failed requests are repeated (default: `RetryPolicy()`).
 
     Every method raises `ModelError` if the server cannot be reached or refuses a request.
     """
@@ -67,7 +67,7 @@ class BatchServer:
         await self._session.close()
 
     async def upload(self, path: Path) -> str:
-        """Upload a batch file; return the server's id of it."""
+        """Upload a batch file, and return the id that the server assigned to it."""
         import aiohttp
 
         async def send() -> Any:
@@ -80,23 +80,26 @@ class BatchServer:
         return _text_field(await self._repeat(send), "id")
 
     async def create(self, input_file_id: str) -> dict[str, Any]:
-        """Start a batch for an uploaded file, and return it. Not repeated after a failure that may have started it."""
+        """Start a batch for an uploaded file, and return it.
+
+        A failed request is not repeated here, because the batch may have been started nevertheless.
+        """
         body = {"input_file_id": input_file_id, "endpoint": ENDPOINT, "completion_window": "24h"}
         return dict(await self._send("POST", "/batches", json=body))
 
     async def find(self, input_file_id: str) -> dict[str, Any] | None:
-        """Return the newest batch of an uploaded file, or None if none was started."""
+        """Return the newest batch of an uploaded file, or None if there is none among the server's latest batches."""
         page = await self._get(f"/batches?limit={_LISTED_BATCHES}")
         batches = page.get("data") if isinstance(page, Mapping) else None
         matching = [batch for batch in batches or () if batch.get("input_file_id") == input_file_id]
         return dict(matching[0]) if matching else None
 
     async def batch(self, batch_id: str) -> dict[str, Any]:
-        """Return a batch."""
+        """Return the batch with this id, as the server describes it."""
         return dict(await self._get(f"/batches/{batch_id}"))
 
     async def content(self, file_id: str) -> list[bytes]:
-        """Return the lines of a file."""
+        """Return the lines of a file on the server."""
 
         async def read() -> list[bytes]:
             async with self._request("GET", f"/files/{file_id}/content") as response:
@@ -115,7 +118,7 @@ class BatchServer:
             try:
                 return await response.json(content_type=None)
             except ValueError as error:
-                raise ServerError(f"{self.url}{path} sent what is not JSON", "check --server") from error
+                raise ServerError(f"{self.url}{path} did not send JSON", "check --server") from error
 
     @contextlib.asynccontextmanager
     async def _request(self, method: str, path: str, **content: Any) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -138,10 +141,10 @@ class BatchServer:
 
 
 async def submit_files(journal: Journal, server: BatchServer, folder: Path) -> None:
-    """Submit the batch files in `folder` whose requests wait for responses and that were not submitted yet.
+    """Submit the batch files in `folder` that contain waiting requests and have not been submitted yet.
 
-    The journal stores each step before the next one, and which file is about to be submitted before it is. After a
-    crash in between, the server is asked whether it has the batch, so that no file is submitted twice.
+    Each step is recorded in the journal before the next begins. In particular, a file's name is recorded before the
+    batch is started. After a crash, Rank-K first checks whether the server has the batch, so no batch is started twice.
     """
     known = {batch.file: batch for batch in journal.batches()}
     for name in filter(None, journal.count_pending()):
@@ -160,13 +163,13 @@ async def _start(journal: Journal, server: BatchServer, record: BatchRecord) -> 
     except ModelError as error:
         if not error.retryable:
             raise
-        await _recover(journal, server, record)  # the batch may have been started nevertheless
+        await _recover(journal, server, record)  # the server may have started the batch nevertheless
     else:
         _store(journal, record, batch)
 
 
 async def _recover(journal: Journal, server: BatchServer, record: BatchRecord) -> None:
-    """Find the batch of a file whose submission was interrupted, or start it if the server does not have it."""
+    """Find the batch of a file whose submission was interrupted. If the server does not have it, start the batch."""
     for _ in range(5):
         batch = await server.find(record.input_file_id)
         if batch is not None:
@@ -180,7 +183,7 @@ async def _recover(journal: Journal, server: BatchServer, record: BatchRecord) -
         else:
             return
         await asyncio.sleep(1)
-    raise ServerError(f"{server.url} does not start the batch of {record.file}", "run the same command again")
+    raise ServerError(f"{server.url} did not start the batch of {record.file}", "run the same command again")
 
 
 async def ingest_finished_batches(journal: Journal, server: BatchServer) -> tuple[Counter[str], int]:
@@ -206,9 +209,10 @@ async def ingest_finished_batches(journal: Journal, server: BatchServer) -> tupl
                 counts += ingest_responses(journal, await server.content(str(batch[name])))
         if batch["status"] == "failed" and not has_results:
             raise RequestRejected(
-                f"{server.url} refused {record.file}: {_batch_error(batch)}", "correct the options and write a new file"
+                f"{server.url} refused {record.file}: {_batch_error(batch)}",
+                "correct the options and write the requests to a new file",
             )
-        journal.release_files([record.file])  # requests without a result are written again
+        journal.release_files([record.file])  # requests without a response will be written again
         _store(journal, record, {**batch, "status": "ingested"})
     return counts, running
 

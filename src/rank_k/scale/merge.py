@@ -1,7 +1,8 @@
 """Merge the shards of a run: their TREC files into one run, and their journals into one journal.
 
-The journal of each shard records the number of the shard, how many there are, and all queries of the run in the order
-of its input (`Journal.store_shard`). So the shards can be checked against each other, and none can be left out.
+The journal of each shard contains the number of the shard, the number of shards, and the ids of all queries of the run
+in the order of its input (`Journal.store_shard`). This module therefore detects missing shards and shards that do not
+match.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _RUN_FORMAT = "the TREC run of a shard"
 
 @dataclass(frozen=True, slots=True)
 class MergedRun:
-    """What was merged: the numbers of shards, and of queries in all of them."""
+    """The number of shards that were merged, and the number of queries in all shards."""
 
     shards: int
     queries: int
@@ -41,9 +42,10 @@ class _Part:
 
 
 def merge_shards(output: Path, journal: Path, run_files: Sequence[Path], journals: Sequence[Path]) -> MergedRun:
-    """Write the runs of all shards as one run in the order of the input, and their journals as one journal.
+    """Merge the runs of all shards to one run, in the order of the input, and their journals to one journal.
 
-    Merging again gives the same files. The journal is merged first, so that the run exists only if all is complete.
+    Merging again produces the same files. The journal is merged first: if the merged run exists, the merged journal is
+    complete, too.
 
     Args:
         output: The file of the merged run.
@@ -52,7 +54,7 @@ def merge_shards(output: Path, journal: Path, run_files: Sequence[Path], journal
         journals: The journal of each shard, in the order of `run_files`.
 
     Raises:
-        InputError: If a shard is missing, is given twice, is incomplete, or belongs to another run.
+        InputError: If a shard is missing, is given twice, is incomplete, or belongs to a different run.
     """
     parts = [_read_part(run_file, path) for run_file, path in zip(run_files, journals, strict=True)]
     part_of_number = _check_parts(parts)
@@ -71,17 +73,19 @@ def _read_part(run_file: Path, journal: Path) -> _Part:
         if not path.is_file():
             raise InputError(
                 f"the {kind} {path} does not exist",
-                "run that shard (again)" if kind == "run" else "keep it beside its run, or name it with --journals",
+                "run that shard (again)" if kind == "run" else "move it next to its run, or give it with --journals",
             )
     with closing(Journal(journal, read_only=True)) as opened:
         records = opened.shards()
     if not records:
-        raise InputError(f"journal {journal} is not that of a shard", "merge the outputs of rank-k rerank --shard")
+        raise InputError(
+            f"journal {journal} is not the journal of a shard", "merge the outputs of rank-k rerank --shard"
+        )
     return _Part(run_file, journal, records[0])
 
 
 def _check_parts(parts: Sequence[_Part]) -> Mapping[int, _Part]:
-    """Return the parts by the number of their shard. Raises `InputError` unless they are all shards of one run."""
+    """Return the parts by shard number. Raises `InputError` unless they are all the shards of one run."""
     first = parts[0]
     part_of_number: dict[int, _Part] = {}
     for part in parts:
@@ -89,27 +93,27 @@ def _check_parts(parts: Sequence[_Part]) -> Mapping[int, _Part]:
         if record.count != first.record.count:
             raise InputError(
                 f"{part.run_file} is one of {record.count} shards, but {first.run_file} is one of {first.record.count}",
-                "give the shards of one division",
+                "give shards that were made with the same COUNT in --shard NUMBER/COUNT",
             )
         if (record.run, record.query_ids) != (first.record.run, first.record.query_ids):
             raise InputError(
-                f"{part.run_file} and {first.run_file} are of different runs, or were made with different options",
+                f"{part.run_file} and {first.run_file} belong to different runs, or were made with different options",
                 "run all shards with the same command",
             )
         if record.number in part_of_number:
             other = part_of_number[record.number].run_file
-            raise InputError(f"{part.run_file} and {other} are both shard {record.number}", "leave one out")
+            raise InputError(f"{part.run_file} and {other} are both shard {record.number}", "omit one of them")
         part_of_number[record.number] = part
     missing = [number for number in range(1, first.record.count + 1) if number not in part_of_number]
     if missing:
         names = ", ".join(f"{number}/{first.record.count}" for number in missing[:8])
         dots = ", ..." if len(missing) > 8 else ""
-        raise InputError(f"shards are missing: {names}{dots}", "run them, and give their outputs too")
+        raise InputError(f"shards are missing: {names}{dots}", "run them, and also give their outputs")
     return part_of_number
 
 
 def _merged_lines(journal: Journal, record: ShardRecord, part_of_number: Mapping[int, _Part]) -> Iterator[bytes]:
-    """Yield the lines of each query, as they are in its shard's run. Memory holds one query of each shard."""
+    """Yield the lines of each query from the run of its shard. Only one query of each shard is in memory at a time."""
     groups = {number: _read_groups(part.run_file) for number, part in part_of_number.items()}
     next_group = {number: next(rest, None) for number, rest in groups.items()}
     for position, query_id in enumerate(record.query_ids):
@@ -124,7 +128,7 @@ def _merged_lines(journal: Journal, record: ShardRecord, part_of_number: Mapping
             _reject(part_of_number[number], f"query {query_id} is missing or out of order")
     for number, group in next_group.items():
         if group is not None:
-            _reject(part_of_number[number], f"query {group[0]} is not one of them, or is repeated")
+            _reject(part_of_number[number], f"query {group[0]} does not belong to this shard, or is repeated")
 
 
 def _reject(part: _Part, problem: str) -> NoReturn:
@@ -136,7 +140,7 @@ def _reject(part: _Part, problem: str) -> NoReturn:
 
 
 def _read_groups(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (query id, lines) of adjacent lines of a TREC run. An empty file is the run of a shard without queries."""
+    """Yield (query id, lines) for each query of a TREC run. An empty file is the run of a shard without queries."""
     if not path.stat().st_size:
         return
     lines = (line for _, line in read_lines(path, _RUN_FORMAT))
@@ -145,10 +149,10 @@ def _read_groups(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def check_shard(journal: Journal, shard: Shard, run: str, query_ids: Sequence[str]) -> None:
-    """Record the shard in its journal, before the first call.
+    """Check that the journal does not belong to a different shard of this run, and store the shard in it.
 
     Raises:
-        JournalError: If the journal belongs to another shard of this run, or to this shard of another division.
+        JournalError: If the journal belongs to a shard of this run with a different number or count.
     """
     for record in journal.shards():
         if record.run == run and (record.number, record.count) != (shard.number, shard.count):

@@ -6,8 +6,9 @@
     ranked = rerank(queries, "hltcoe/Rank-K-32B", server="http://node1:8000/v1", journals="/shared/journals")
     ranked.write_parquet("ranked")
 
-The unit of distribution is the query. Ray may run a batch of queries again, for example when an actor dies. Each actor
-looks up every call in all journals of the folder before it sends anything, so that finished calls are not repeated.
+Ray distributes batches of queries to the actors. It may run a batch again, for example when an actor dies. Before an
+actor sends a request, it looks up the call in all journals of the folder, so finished calls are not repeated. If a
+query fails, its error is in the column `error`, and the job continues.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 COLUMNS = ("query_id", "query", "doc_ids", "texts")
-"""The columns of the input. `doc_ids` and `texts` are lists of the same length, the first stage's best first."""
+"""The columns of the input. `doc_ids` and `texts` are lists of the same length in the order of the first stage."""
 
 JOURNAL_SUFFIX = ".sqlite"
 
@@ -45,20 +46,21 @@ def rerank(
     queries_at_a_time: int = 64,
     **options: Any,
 ) -> Dataset:
-    """Return a dataset with one row per query: its documents, best first, and what they cost.
+    """Return a dataset with one row per query: its documents, best first, and the tokens that were used.
 
     Args:
         dataset: Rows with the columns `query_id`, `query`, `doc_ids` and `texts`.
-        model: As in `Reranker`.
-        journals: A folder that all nodes share. Each actor writes one journal in it and reads all.
+        model: The model, as in `Reranker`.
+        journals: A folder that all nodes share. Each actor writes one journal in this folder and reads all of them.
         actors: The number of actors. Each takes one processor core.
-        queries_at_a_time: The number of queries in a batch. An actor works on two batches at once.
-        options: The options of `Reranker`, such as `server`, `strategy` and `reasoning`.
+        queries_at_a_time: The number of queries in a batch. An actor works on two batches at a time.
+        options: Options of `Reranker`, such as `server`, `strategy` and `reasoning`.
 
     Returns:
-        A lazy dataset with the columns `query_id`; `doc_ids` (list); `tied` (list, whether a document is tied with the
-        one before it); `finished`; `unranked_windows`, `prompt_tokens`, `completion_tokens` and `reasoning_tokens` (of
-        the query); and `error` (text; empty if there was none, else `doc_ids` has the input order).
+        A lazy dataset with these columns: `query_id`; `doc_ids` (list); `tied` (list, whether a document is tied with
+        the one before it); `finished` (whether the query was reranked completely); `unranked_windows`, `prompt_tokens`,
+        `completion_tokens` and `reasoning_tokens` (counts for the query); and `error` (the error message, or "" if the
+        query did not fail). If the query failed, `doc_ids` has the input order.
 
     Raises:
         InputError: If a column is missing or an option is invalid.
@@ -84,19 +86,19 @@ def rerank(
 
 
 class RerankActor:
-    """Reranks batches of queries. Ray makes one instance per actor."""
+    """Reranks batches of queries. Ray creates one instance per actor."""
 
     def __init__(self, model: str | None, options: Mapping[str, Any], journals: str) -> None:
         journal = SharedFolderJournal(Path(journals) / f"{uuid4().hex}{JOURNAL_SUFFIX}")
         self._reranker = Reranker(model, journal=journal, **options)
 
     async def __call__(self, batch: Any) -> AsyncIterator[Any]:
-        """Yield a table with the results of a batch, which is a table with the input's columns."""
+        """Yield a table with the results for a batch. `batch` is a pyarrow table with the columns `COLUMNS`."""
         rows = await asyncio.to_thread(self._rerank_rows, batch.to_pylist())
         yield load("pyarrow").Table.from_pylist(rows, schema=_schema())
 
     def _rerank_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return the results of queries. If one of them fails, rerank each by itself, so that only that one fails."""
+        """Return the results for queries. If reranking fails, rerank each query separately to isolate the failure."""
         try:
             return self._rerank_together(rows)
         except RankKError as error:
@@ -114,7 +116,9 @@ class RerankActor:
             if query_id in run:
                 raise InputError(f"query {query_id} is in the dataset twice", "give each query its own id")
             if len(doc_ids) != len(texts):
-                raise InputError(f"query {query_id} has {len(doc_ids)} doc_ids and {len(texts)} texts", "give one each")
+                raise InputError(
+                    f"query {query_id} has {len(doc_ids)} doc_ids and {len(texts)} texts", "give one text per document"
+                )
             queries[query_id] = Query(query_id, row["query"])
             run[query_id] = [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(doc_ids, 1)]
             passages |= {doc_id: Passage(doc_id, text) for doc_id, text in zip(doc_ids, texts, strict=True)}
@@ -162,7 +166,7 @@ def _result_row(
 
 
 def _schema() -> Any:
-    """Return the schema of the output, which also empty batches have."""
+    """Return the schema of the output. It is explicit because an empty batch must have the same schema."""
     arrow = load("pyarrow")
     counts = ("unranked_windows", "prompt_tokens", "completion_tokens", "reasoning_tokens")
     return arrow.schema(
@@ -187,11 +191,11 @@ def dataset_of_run(
     """Return a run as a dataset with the columns `COLUMNS`, in the order of the run.
 
     Args:
-        run: Pairs of query id and candidates.
+        run: Pairs of query id and candidates, best first.
         queries: The queries by id.
         passages: The source of the passages.
-        depth: The number of candidates of each query that get a text; further ones are left out.
-        rows_per_block: The number of queries that are in memory at a time.
+        depth: The maximum number of candidates per query. Further candidates are left out.
+        rows_per_block: The number of queries in a block of the dataset. One block at a time is built in memory.
     """
     ray, arrow = load("ray"), load("pyarrow")
     load("ray.data")

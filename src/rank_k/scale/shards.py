@@ -1,7 +1,7 @@
-"""Divide the queries of a run among processes. Pure.
+"""Divide the queries of a run among processes. This module does no I/O.
 
-A query belongs to a shard by a hash of its id, so that each process knows its queries without talking to the others,
-and the same query always goes to the same shard.
+A hash of the query id determines the shard of a query. Each process therefore knows its queries without communicating
+with other processes, and a query always belongs to the same shard.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _EXPECTED = "write NUMBER/COUNT, such as 3/16 for the third of 16 shards, or slu
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One of `count` shards. `number` counts from 1."""
+    """The shard `number` (from 1) of `count` shards."""
 
     number: int
     count: int
@@ -29,12 +29,14 @@ class Shard:
         """Return the shard that `text` describes.
 
         Args:
-            text: "3/16": the third of 16 shards. "slurm": the shard of this task of a Slurm job array. "slurm/16": the
-                same with a fixed count, for arrays that repeat only some tasks, such as `--array=3,7`.
-            environment: The environment variables; Slurm sets `SLURM_ARRAY_TASK_ID`, `_COUNT` and `_MIN`.
+            text: "3/16": the third of 16 shards. "slurm": the shard that corresponds to this task in a Slurm job array.
+                "slurm/16": the same with a given count, for job arrays that repeat only some tasks, such as
+                `--array=3,7`.
+            environment: The environment variables. Slurm sets `SLURM_ARRAY_TASK_ID`, `SLURM_ARRAY_TASK_COUNT` and
+                `SLURM_ARRAY_TASK_MIN`.
 
         Raises:
-            InputError: If `text` is anything else, or Slurm's variables are missing or do not describe a shard.
+            InputError: If `text` has a different format, or Slurm's variables are missing or do not describe a shard.
         """
         if match := re.fullmatch(r"slurm(?:/(\d{1,6}))?", text):
             return cls._of_slurm_task(match[1], environment)
@@ -57,7 +59,7 @@ class Shard:
         if not 1 <= number <= count:
             raise InputError(
                 f"task {task} of the Slurm job array is not one of {count} shards",
-                f"start the job with --array=1-{count}, and name the count (slurm/{count}) to repeat single tasks",
+                f"start the job with --array=1-{count}; to repeat single tasks, add the count: --shard slurm/{count}",
             )
         return cls(number, count)
 
@@ -69,12 +71,12 @@ class Shard:
         return shard_number(query_id, self.count) == self.number
 
     def path(self, path: Path) -> Path:
-        """Return the file of this shard: `reranked.trec` becomes `reranked.03of16.trec`, which sorts by number."""
+        """Return the path for this shard: `reranked.trec` becomes `reranked.03of16.trec`. Names sort by number."""
         number = str(self.number).zfill(len(str(self.count)))
         return path.with_name(f"{path.stem}.{number}of{self.count}{path.suffix}")
 
 
 def shard_number(query_id: str, count: int) -> int:
-    """Return the number, from 1, of the shard that a query belongs to if there are `count`."""
+    """Return the number (from 1) of the shard that a query belongs to if there are `count` shards."""
     digest = hashlib.sha256(query_id.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8]) % count + 1

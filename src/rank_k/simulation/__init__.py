@@ -1,1 +1,1 @@
-"""Run strategies on simulated judges, to plan a run before paying for calls."""
+"""Run strategies on simulated models, to plan a run before paying for calls."""

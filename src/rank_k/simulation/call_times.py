@@ -1,7 +1,8 @@
 """Estimate how long a run takes if calls take a given time, by a discrete-event simulation of the scheduler.
 
-Queries start in input order, with a bounded number open at a time. The next call is for the open query with the most
-remaining windows; ties go to the earlier query. The next round of a query starts when its current round is complete.
+Queries start in input order, and a limited number of queries is open at a time. The next call is for the open query
+with the most remaining windows, or for the earliest of several such queries. The next round of a query starts when its
+current round is complete.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def makespan(queries: Iterable[Iterable[PendingRound]], concurrency: int) -> flo
 
 @dataclass(frozen=True, slots=True)
 class CallTime:
-    """The duration of a call with w passages: `fixed + per_passage * w` seconds on average.
+    """The duration of a call. With w passages in the window, it is `fixed + per_passage * w` seconds on average.
 
     The duration of each call is multiplied by a lognormal random factor with mean 1.
 
@@ -107,7 +108,7 @@ class CallTime:
         if not are_valid or self.fixed + self.per_passage <= 0:
             raise InputError(
                 f"a call cannot take {self.fixed:g}+{self.per_passage:g}w seconds with a spread of {self.spread:g}",
-                "give seconds above 0, such as 20+2.5w, and a spread of at least 0",
+                "give seconds above 0, such as 20+2.5w for a window of w passages, and a spread of at least 0",
             )
 
     @classmethod
@@ -115,17 +116,21 @@ class CallTime:
         """Return the duration that `text` describes: "45", "20+2.5w" or "3w", with w for the number of passages.
 
         Raises:
-            InputError: If `text` has another form.
+            InputError: If `text` has a different form.
         """
         number = r"(\d+\.?\d*|\.\d+)"
         match = re.fullmatch(rf"\s*(?:{number}(?:\s*\+\s*{number}w)?|{number}w)\s*", text)
         if match is None:
-            raise InputError(f"invalid duration of calls {text!r}", "write seconds: 45, or 20+2.5w for w passages")
+            raise InputError(
+                f"invalid duration of calls {text!r}",
+                "give seconds: a number such as 45, or a formula such as 20+2.5w, where w is the number of passages in"
+                " the window",
+            )
         fixed, per_passage, passage_only = (float(part or 0) for part in match.groups())
         return cls(fixed, per_passage + passage_only, spread)
 
     def draw_seconds(self, rounds: Sequence[RoundSizes], seed: str) -> list[PendingRound]:
-        """Return the rounds of a query with random durations of their calls, determined by `seed`."""
+        """Return the rounds of a query with random call durations, which `seed` determines."""
         random = Random(seed)
 
         def draw(passages: int) -> float:
@@ -136,17 +141,17 @@ class CallTime:
 
 
 class Seconds(NamedTuple):
-    """Expected seconds: of a query that runs alone (the mean over queries), and of the complete run."""
+    """Expected durations in seconds: for a query that runs alone (mean over queries), and for the whole run."""
 
     query: float
     run: float
 
 
 def expected(plays: Sequence[Sequence[Sequence[RoundSizes]]], call_time: CallTime, concurrency: int) -> Seconds:
-    """Return the expected seconds.
+    """Return the expected durations.
 
     Args:
-        plays: For each simulated judge, the rounds of every query.
+        plays: For each simulated model, the rounds of every query.
         call_time: The duration of calls.
         concurrency: The maximum number of calls in flight, at least 1.
     """

@@ -1,4 +1,6 @@
-"""Noise by the name of a preset, or from a JSON file with the fields of `Noise`, and their origin under "how":
+"""Read the noise of a simulated model: a preset by name, or a JSON file with the fields of `Noise`.
+
+The key "how" of a file describes where the values come from:
 
     {"sd": 1.1, "persistent": 0.9, "fresh": 0.1, "how": "..."}
 

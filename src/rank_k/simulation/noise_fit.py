@@ -1,23 +1,25 @@
-"""Estimate the errors of a model from its answers and from judgments, as the `Noise` of a simulated judge.
+"""Estimate the errors of a model from its answers and relevance judgments, as the `Noise` of a `SimulatedModel`.
 
-The statistical model is that of `SimulatedModel`: the perceived relevance of a passage in one answer is its grade plus
-three independent normal errors (persistent, composition, fresh) plus the effects of presentation, and the answer is the
-order of perceived relevance. An answer orders every two of its passages, so all parameters are estimated from pairs
-(Thurstone 1927, case V):
+The statistical model is that of `SimulatedModel`: the perceived relevance of a passage is its grade plus three
+independent normal errors (persistent, composition and fresh), plus effects of its position in the prompt. The answer
+lists the passages by perceived relevance. Each answer compares every two of its passages, so all parameters are
+estimated from pairs of passages (Thurstone 1927, case V):
 
-- The higher grade comes first with probability P(z < (difference of grades - middle + bias) / spread of the
-  difference). A probit regression on grades and positions gives `sd`, `position_bias` and `middle`.
-- Two answers about a pair of equal grade agree more often, the more of the error they share (the orthant probability of
-  two correlated normals; without bias 1/2 + arcsin(r) / pi, Sheppard 1899). Answers about the same window share all but
-  the fresh error. Answers about different windows share the persistent error and part of the composition error. The
-  fitted shares are those for which the expected agreement equals the observed agreement.
-- `malformed` is the observed rate. `tie_gap` is the gap at which a judge with the other estimates ties as many
-  passages.
+- `sd`, `position_bias` and `middle` come from a probit regression. The first passage of a pair is ranked higher with
+  probability P(z < d / s), where z is a standard normal variable, d is the difference in grade, corrected for the
+  effects of the two positions, and s is the standard deviation of the difference of the errors.
+- The shares of the three errors come from the agreement of two answers about pairs of passages with equal grades. The
+  larger the part of the error that the two answers share, the more often they agree (the orthant probability of two
+  correlated normal variables; without position bias it is 1/2 + arcsin(r) / pi, Sheppard 1899). Answers about the same
+  window share everything except the fresh error. Answers about different windows share the persistent error and part
+  of the composition error. The fitted shares make the expected agreement equal to the observed agreement.
+- `malformed` is the observed rate of malformed answers. `tie_gap` is the gap at which a simulated model with the other
+  estimates ties as many passages as the real model did.
 
-Only passages that no earlier round presented are compared (see `rank_k.simulation.observations`), and only the first
-two samples of a window. Parameters that the answers do not determine keep their values of the preset "strong" and are
-reported. Standard errors are clustered by query (a sandwich estimate). Those of the shares treat `sd` and the biases as
-known.
+Only passages that no earlier round presented are compared (see `rank_k.simulation.observations`), and only in the first
+two samples of each window. A parameter that the answers do not determine keeps its value from the preset "strong", and
+the result lists it as assumed. Standard errors are clustered by query (sandwich estimator). The standard errors of the
+shares treat `sd` and the effects of positions as known.
 """
 
 from __future__ import annotations
@@ -38,20 +40,20 @@ DEFAULT = PRESETS["strong"]
 """The values of parameters that the answers do not determine."""
 
 _REGULAR_SAMPLES = 2
-"""The samples that every window has. Later ones are requested only if these disagree, so they are not random."""
+"""Number of samples that every window has. Later samples are requested only if these disagree, so they are biased."""
 
 _MIN_AGREEMENTS = 200
-"""The fewest comparisons of two answers from which a share is estimated."""
+"""The minimum number of compared pairs of passages from which a share is estimated."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoiseFit:
-    """A fitted noise.
+    """The estimated noise of a model.
 
     Attributes:
-        noise: The noise, in the grades of the judgments.
-        errors: The standard errors of estimated fields, by name.
-        assumed: For each field that is not estimated, where its value comes from.
+        noise: The noise, on the scale of grades of the judgments.
+        errors: The standard error of each estimated field, by name.
+        assumed: The source of the value of each field that is not estimated, by name.
         queries: The number of judged queries.
         observations: The number of answers.
         comparisons: The number of compared pairs of passages.
@@ -69,7 +71,7 @@ def fit_noise(observations: Sequence[Observation], grades: Grades) -> NoiseFit:
     """Return the maximum-likelihood estimate of the noise of a model, given judgments.
 
     Args:
-        observations: The answers. Those for queries without judgments are ignored.
+        observations: The answers. Answers about queries without judgments are ignored.
         grades: The judgments. Unjudged passages have grade 0.
 
     Returns:
@@ -109,7 +111,11 @@ def fit_noise(observations: Sequence[Observation], grades: Grades) -> NoiseFit:
 def _fit_level(
     queries: Mapping[str, Sequence[Observation]], grades: Grades, noise: Noise
 ) -> tuple[Noise, dict[str, float], int]:
-    """Fit `sd`, `middle` and `position_bias` by Fisher scoring of a probit; also return errors and comparisons."""
+    """Fit `sd`, `middle` and `position_bias` with a probit regression (Fisher scoring).
+
+    Returns:
+        The noise, the standard errors by field name, and the number of comparisons.
+    """
     np = load("numpy")
     pairs = [
         np.concatenate([_compare_pairs(observation, grades[query_id]) for observation in observations])
@@ -120,9 +126,10 @@ def _fit_level(
     design, window_size, outcomes = columns[:, :3], columns[:, 3], columns[:, 4]
     if not design[:, 0].any():
         raise InputError(
-            "no window compares two passages of different grades", "give judgments with more passages of these queries"
+            "no window compares two passages of different grades",
+            "give qrels that judge more passages of these queries",
         )
-    design = design / np.sqrt(2 * _error_variance(noise, window_size))[:, None]  # the spread for an sd of 1
+    design = design / np.sqrt(2 * _error_variance(noise, window_size))[:, None]  # standard deviation for an sd of 1
     coefficients = np.array([1.0, 0.0, 0.0])
     for _ in range(50):
         chance, slope = _mixed_probit(design @ coefficients, noise.query_spread)
@@ -139,7 +146,8 @@ def _fit_level(
         )
     score_by_query = np.stack([np.bincount(query_index, column, len(pairs)) for column in score.T], axis=1)
     deviations = score_by_query @ np.linalg.inv(information)
-    # The fields are 1, middle and bias over the coefficient of the grade: the delta method.
+    # The fields are 1 and the other two coefficients, divided by the coefficient of the grade. The delta method gives
+    # their errors.
     sd = 1 / coefficients[0]
     fields = np.array([1.0, *coefficients[1:]]) * sd
     gradients = sd * np.eye(3)
@@ -152,9 +160,9 @@ def _fit_level(
 def _compare_pairs(observation: Observation, grades: Mapping[str, int]) -> Floats:
     """Return a row for each pair of comparable passages of an observation.
 
-    The columns are the differences between first and second passage in grade, in what a passage in the middle loses
-    (negative) and in how early it was presented; the window's size; and the outcome (1: the first passage is ranked
-    higher, 0: the second, 1/2: a tie).
+    The first three columns are differences between the first and the second passage: in grade, in the effect of a
+    position in the middle (for `middle` = 1), and in how early the passage was presented. The other columns are the
+    window's size and the outcome (1: the first passage is ranked higher, 0: the second, 1/2: a tie).
     """
     np = load("numpy")
     size = len(observation.doc_ids)
@@ -169,13 +177,21 @@ def _compare_pairs(observation: Observation, grades: Mapping[str, int]) -> Float
 
 
 def _error_variance(noise: Noise, size: Floats) -> Floats:
-    """Return half the variance of the difference of two passages in windows of these sizes, for an sd of 1."""
+    """Return half the variance of the difference between the errors of two passages, for an sd of 1.
+
+    Args:
+        noise: The noise.
+        size: The sizes of the windows that contain the two passages.
+    """
     growth = (size / 20) ** (2 * noise.growth)
     return noise.persistent + noise.composition * size / (size - 1) + noise.fresh * growth
 
 
 def _mixed_probit(value: Floats, spread: float) -> tuple[Floats, Floats]:
-    """Return P(z < value / s) and its derivative by `value`, for a lognormal s: queries differ in difficulty."""
+    """Return P(z < value / s) and its derivative with respect to `value`, averaged over a lognormal s.
+
+    The factor s varies because queries differ in difficulty.
+    """
     np, special = load("numpy"), load("scipy.special")
     chance, slope = np.zeros(len(value)), np.zeros(len(value))
     for node, weight in zip(*np.polynomial.hermite_e.hermegauss(5), strict=True):  # Gauss-Hermite quadrature
@@ -199,7 +215,7 @@ def _fit_shares(
     same_window, other_window = _collect_agreements(queries, grades)
     shares = {"fresh": DEFAULT.fresh, "mix": DEFAULT.composition / (DEFAULT.composition + DEFAULT.persistent)}
     share_errors: dict[str, float] = {}
-    for _ in range(4):  # each share is fitted with the current value of the other
+    for _ in range(4):  # each share is fitted with the current value of the other share
         for name, agreements in (("fresh", same_window), ("mix", other_window)):
             if agreements is not None:
                 shares[name], share_errors[name] = _match_agreement(agreements, noise, shares, name)
@@ -219,21 +235,22 @@ def _fit_shares(
 
 
 def _with_shares(noise: Noise, fresh: float, mix: float) -> Noise:
-    """Return `noise` with a share of fresh error, and `mix` of the rest as composition error."""
+    """Return `noise` with the share `fresh`; the fraction `mix` of the rest is composition error."""
     return replace(noise, fresh=fresh, composition=(1 - fresh) * mix, persistent=(1 - fresh) * (1 - mix))
 
 
 def _collect_agreements(
     queries: Mapping[str, Sequence[Observation]], grades: Grades
 ) -> tuple[Floats | None, Floats | None]:
-    """Return a row for each pair of observations and pair of passages of equal grade that both compare.
+    """Return a row for every two observations of a query and every two passages of equal grade that both compare.
 
-    The columns are the number of the query; the agreement (1: the same order, 0: the other one, 1/2: a tie in either);
-    for each observation how much earlier the first passage was presented, as a fraction of the window; both window
-    sizes; and the number of passages in both windows.
+    The columns are the number of the query; the agreement (1: both observations have the same order, 0: they have
+    opposite orders, 1/2: one has a tie); for each observation, how much earlier the first passage was presented, as a
+    fraction of the window; the sizes of both windows; and the number of passages that both windows contain.
 
     Returns:
-        The rows of equal windows and those of different windows; None if there are too few.
+        The rows for two observations of the same window, and the rows for observations of different windows. Either is
+        None if it has too few rows.
     """
     np = load("numpy")
     rows: dict[bool, list[Any]] = {True: [], False: []}
@@ -260,9 +277,9 @@ def _collect_agreements(
 
 
 def _match_agreement(agreements: Floats, noise: Noise, shares: Mapping[str, float], name: str) -> tuple[float, float]:
-    """Return the share `name` at which answers agree as often as observed, and its standard error over queries.
+    """Return the value of the share `name` at which answers agree as often as observed, and its standard error.
 
-    The larger the share, the less often answers agree.
+    Answers agree less often if the share is larger. The standard error is clustered by query.
     """
     np = load("numpy")
 
@@ -279,7 +296,7 @@ def _match_agreement(agreements: Floats, noise: Noise, shares: Mapping[str, floa
 
 
 def _expected_agreement(agreements: Floats, noise: Noise) -> Floats:
-    """Return the probability that two answers agree, given `noise`, whose errors they share in part."""
+    """Return the probability that two answers, which share part of their errors, agree about two passages."""
     np, special = load("numpy"), load("scipy.special")
     _, _, first_lead, second_lead, first_size, second_size, shared = agreements.T
     first_variance, second_variance = _error_variance(noise, first_size), _error_variance(noise, second_size)
@@ -311,7 +328,7 @@ def _bisect(is_below: Callable[[float], bool], high: float) -> float:
 
 
 def _fit_tie_gap(observations: Sequence[Observation], grades: Grades, noise: Noise) -> float:
-    """Return the gap at which a judge with `noise` ties as many passages of these windows as the model did."""
+    """Return the gap at which a simulated model with `noise` ties as many passages as the real model did."""
     complete = [observation for observation in observations if observation.is_complete]
     complete = [
         observation for observation in complete if len(observation.unseen) == len(observation.doc_ids)

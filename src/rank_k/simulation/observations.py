@@ -1,7 +1,7 @@
-"""The answers of a run as observations, from which the noise of a judge is estimated.
+"""Read the answers of a run as observations, from which the noise of the model is estimated.
 
-Earlier answers select the passages of later windows, so the errors in these windows are not a random sample. An
-observation therefore marks the passages that no earlier round presented. Only these are compared.
+The answers of earlier rounds select the passages of later windows, so the errors in later windows are not a random
+sample. An observation therefore marks the passages that no earlier round presented, and only these are compared.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Observation:
         return self.ranking.is_valid and len(self.ranking.ranked_ids) == len(self.doc_ids)
 
     def comparable(self) -> dict[str, tuple[int, int]]:
-        """Return position and tier of each unseen passage that the model ranked, both from 0."""
+        """Return, for each unseen passage that the model ranked, its position in the prompt and its tier, from 0."""
         if not self.ranking.is_valid:
             return {}
         tiers = {doc_id: number for number, tier in enumerate(self.ranking.tiers) for doc_id in tier}
@@ -63,7 +63,8 @@ def observations_of(records: Iterable[WindowRecord]) -> list[Observation]:
             for record in round_records:
                 window_ids = record.window.doc_ids
                 presented_ids |= set(window_ids)
-                # After a sample with two answers, the order in which later samples were presented is unknown.
+                # A sample in which auto mode reasoned has two rankings. Later rankings then cannot be matched to the
+                # order in which their sample presented the passages.
                 rankings = record.rankings[:1] if record.repairs.get("windows_reasoned") else record.rankings
                 unseen = frozenset(window_ids) - earlier_ids
                 observations += [

@@ -1,4 +1,4 @@
-"""Simulate many judges in parallel processes."""
+"""Run a simulation with many simulated models in parallel processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rank_k.strategies.base import Strategy
 from rank_k.types import Run
 
 MIN_QUERIES_FOR_PROCESSES = 2_000
-"""The number of rankings, over all judges and strategies, from which parallel processes save time."""
+"""The minimum number of rankings, over all simulated models and strategies, for which parallel processes are used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,12 @@ class Simulation:
     """Strategies to be compared on the queries of one run.
 
     Args:
-        run: The candidates of each query. A query that it lacks counts as 0.
-        grades: The judgments, which the judges know.
+        run: The candidates of each query.
+        grades: The relevance judgments, from which the simulated models rank. Judged queries that are missing from the
+            run score 0.
         make_strategies: Returns the strategies by name. It is called in every process and must be picklable.
-        noise: The errors of the judges.
-        depth: The number of candidates to rerank. The others follow in their order.
+        noise: The noise of the simulated models.
+        depth: The number of candidates to rerank. Other candidates follow in their order.
     """
 
     run: Run
@@ -39,7 +40,7 @@ class Simulation:
     depth: int = 100
 
     def simulate(self, seed: int) -> dict[str, SimulationTotals]:
-        """Return the totals of each strategy with the judge of `seed`."""
+        """Return the totals of each strategy with the simulated model of `seed`."""
         cells = simulate({"": self.run}, self.grades, self.make_strategies(), {"": self.noise}, seed, self.depth)
         return {cell.strategy: totals for cell, totals in cells.items()}
 
@@ -47,14 +48,15 @@ class Simulation:
 def simulate_judges(
     simulation: Simulation, judges: int, on_judge: Callable[[int], object] = lambda done: None
 ) -> dict[str, SimulationTotals]:
-    """Return the totals of each strategy over the judges with seeds 0 to `judges` - 1.
+    """Return the totals of each strategy over the simulated models with seeds 0 to `judges` - 1.
 
-    Large simulations use a process per core. All processes end with this call, also after an error or Ctrl-C.
+    Large simulations use one process per core. All processes have ended when this function returns or raises an error,
+    also after Ctrl-C.
 
     Args:
         simulation: The strategies and the queries.
-        judges: The number of judges.
-        on_judge: Called after each judge with the number of finished judges.
+        judges: The number of simulated models.
+        on_judge: Called after each simulated model with the number of simulated models that are finished.
 
     Raises:
         RankKError: If a process dies.
@@ -88,7 +90,7 @@ def simulate_judges(
 def _sum_totals(
     results: Iterable[Mapping[str, SimulationTotals]], on_judge: Callable[[int], object]
 ) -> dict[str, SimulationTotals]:
-    """Return the totals of each strategy over the judges of `results`."""
+    """Return the totals of each strategy over all simulated models of `results`."""
     totals: dict[str, SimulationTotals] = {}
     for done, result in enumerate(results, 1):
         for name, judge_totals in result.items():

@@ -1,7 +1,7 @@
-"""Run strategies on simulated judges, and compute their quality and cost without calling a model.
+"""Run strategies on simulated models, and compute their quality and cost without calling a real model.
 
-A `SimulatedModel` ranks the windows, and its answers are parsed like those of any model. Every seed gives a different
-judge, and all strategies are compared with the same judges. The same arguments give the same numbers.
+A `SimulatedModel` ranks the windows, and its answers are parsed like any model's answers. Each seed gives a different
+simulated model. All strategies are compared with the same simulated models. Results are deterministic.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from rank_k.types import Candidate, Ranking, Round, Run, Window, WindowRanking, 
 from rank_k.window.parsing import parse_ranking
 
 _MAX_UNPARSED_SIZE = 1_000
-"""The largest window whose well-formed answers the parser returns unchanged, so that they need no parsing."""
+"""The largest window for which well-formed answers are not parsed, because parsing would not change them."""
 
 
 class RoundSizes(NamedTuple):
-    """The size of a round: the passages of each window, and the number of windows that remained before the round."""
+    """A round's number of passages in each window, and the number of windows that remained before the round."""
 
     sizes: tuple[int, ...]
     remaining_windows: int
@@ -45,12 +45,12 @@ def run_strategy(
     query_id: str,
     rank_round: Callable[[Round], list[WindowResult]],
 ) -> tuple[list[Round], Ranking]:
-    """Run `strategy` for one query, with the seed that the engine gives it.
+    """Run `strategy` for one query, with the same seed as in the engine.
 
     Args:
         strategy: The strategy.
         candidates: The candidates, best first.
-        query_id: The query, from which the seed follows.
+        query_id: The query. It determines the seed.
         rank_round: Returns the results of the windows of a round.
 
     Returns:
@@ -69,7 +69,17 @@ def run_strategy(
 def replay_strategy(
     strategy: Strategy, candidates: Sequence[Candidate], query_id: str, judge: SimulatedModel
 ) -> ReplayedQuery:
-    """Return the ranking of `candidates` (best first) by `strategy` if `judge` ranks the windows, and its rounds."""
+    """Run `strategy` on `candidates`. The simulated model `judge` ranks the windows.
+
+    Args:
+        strategy: The strategy.
+        candidates: The candidates, best first.
+        query_id: The query.
+        judge: The simulated model.
+
+    Returns:
+        The final ranking and the rounds.
+    """
 
     def rank_round(current: Round) -> list[WindowResult]:
         return [WindowResult(window, (judge_window(judge, query_id, window),)) for window in current.windows]
@@ -84,7 +94,7 @@ def replay_strategy(
 
 @lru_cache(maxsize=4096)
 def _intern_rounds(rounds: tuple[RoundSizes, ...]) -> tuple[RoundSizes, ...]:
-    """Return an equal value that exists already, to save memory. Most queries have the same rounds."""
+    """Return an existing value that equals `rounds`, to save memory. Most queries have the same rounds."""
     return rounds
 
 
@@ -95,7 +105,7 @@ def without_calls(candidates: Sequence[Candidate], seed: int) -> StrategyGenerat
 
 
 def judge_window(judge: SimulatedModel, query_id: str, window: Window) -> WindowRanking:
-    """Return the parsed answer of the judge. Only malformed answers go through the parser."""
+    """Return the ranking of a window by the simulated model `judge`. Only malformed answers go through the parser."""
     ids = window.doc_ids
     if len(ids) <= _MAX_UNPARSED_SIZE and judge.is_well_formed(query_id, ids):
         tiers = tuple(tuple(ids[i] for i in tier) for tier in judge.tiers(query_id, ids))
@@ -107,24 +117,24 @@ def judge_window(judge: SimulatedModel, query_id: str, window: Window) -> Window
 
 @dataclass
 class SimulationTotals:
-    """The quality and cost of one strategy with one or more judges.
+    """The quality and cost of one strategy with one or more simulated models.
 
     Attributes:
-        ndcg: By query, the nDCG@10 with each judge.
-        plays: For each judge, the rounds of each query.
+        ndcg: For each query, the nDCG@10 with each simulated model.
+        plays: For each simulated model, the rounds of each query.
     """
 
     ndcg: dict[str, list[float]] = field(default_factory=dict)
     plays: list[list[tuple[RoundSizes, ...]]] = field(default_factory=list)
 
     def update(self, other: SimulationTotals) -> None:
-        """Add the results of other judges."""
+        """Add the results with different simulated models."""
         for query_id, values in other.ndcg.items():
             self.ndcg.setdefault(query_id, []).extend(values)
         self.plays.extend([_intern_rounds(rounds) for rounds in play] for play in other.plays)
 
     def by_query(self) -> dict[str, float]:
-        """Return nDCG@10 by query, the mean over judges."""
+        """Return the nDCG@10 of each query, averaged over the simulated models."""
         return {query_id: fmean(values) for query_id, values in self.ndcg.items()}
 
     @property
@@ -146,13 +156,13 @@ class SimulationTotals:
 
     @property
     def most(self) -> tuple[int, int]:
-        """The largest number of calls and the largest number of rounds of a query."""
+        """The largest number of calls and the largest number of rounds of any query."""
         query_rounds = [rounds for play in self.plays for rounds in play]
         calls = (sum(len(round_sizes.sizes) for round_sizes in rounds) for rounds in query_rounds)
         return max(calls, default=0), max(map(len, query_rounds), default=0)
 
     def _per_query(self, count: Callable[[RoundSizes], int]) -> float:
-        """Return the sum of `count` over the rounds of a query, the mean over all queries and judges."""
+        """Sum `count` over the rounds of each query, and return the mean over all queries and simulated models."""
         query_rounds = [rounds for play in self.plays for rounds in play]
         return sum(count(round_sizes) for rounds in query_rounds for round_sizes in rounds) / max(len(query_rounds), 1)
 
@@ -173,22 +183,23 @@ def simulate(
     seed: int,
     depth: int = maxsize,
 ) -> dict[Cell, SimulationTotals]:
-    """Simulate every combination of run, noise and strategy with the judges of one seed.
+    """Simulate every combination of run, noise and strategy with one seed.
 
     Args:
-        runs: Runs by name. A query that a run lacks counts as 0, as in an evaluation.
-        grades: The judgments, which the judges know. All of their queries count.
+        runs: Runs by name.
+        grades: The relevance judgments, from which the simulated models rank. Judged queries that are missing from a
+            run score 0, as in an evaluation.
         strategies: Strategies by name.
-        noises: The errors of judges by name.
-        seed: The seed of the judges.
-        depth: The number of candidates to rerank (default: all). The others follow in their order.
+        noises: The noise of each simulated model, by name.
+        seed: The seed of the simulated models.
+        depth: The number of candidates to rerank (default: all). Other candidates follow in their order.
 
     Returns:
         The totals of each combination.
     """
     judges = {name: SimulatedModel(grades, noise, seed=seed) for name, noise in noises.items()}
     cells = {Cell(*cell_names): SimulationTotals(plays=[[]]) for cell_names in product(runs, judges, strategies)}
-    # Query by query, because a judge keeps the errors that it drew for the last few queries.
+    # The outer loop is over queries, because a simulated model caches the errors of only the last few queries.
     for query_id, query_grades in grades.items():
         for cell, totals in cells.items():
             candidates = runs[cell.run].get(query_id, ())
@@ -217,6 +228,9 @@ class Mean(NamedTuple):
 
 
 def difference(ours: SimulationTotals, baseline: SimulationTotals) -> Mean:
-    """Return the difference in nDCG@10, paired by query after averaging over the same judges."""
+    """Return the difference in nDCG@10 between two strategies, paired by query.
+
+    The values of each query are averaged over the simulated models first, which must be the same for both strategies.
+    """
     our_ndcg, baseline_ndcg = ours.by_query(), baseline.by_query()
     return Mean.of([our_ndcg[query_id] - baseline_ndcg[query_id] for query_id in baseline_ndcg])

@@ -1,7 +1,7 @@
 """Create strategies by name. Each strategy has its own module; `rank_k.strategies.base` defines the protocol.
 
 A strategy is a generator: it yields rounds of windows and receives their results. It does no I/O and does not depend on
-the source of the results, which may be a model, a simulated judge or a journal.
+the source of the results, which may be a real model, a simulated model or a journal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ STRATEGIES = {
     "tournament": "rank_k.strategies.tournament:Tournament",
     "setwise": "rank_k.strategies.setwise:Setwise",
 }
-"""The classes of strategies by name, as `module:class`: dataclasses whose fields are options of `make_strategy`."""
+"""Maps the name of each strategy to its class, as `module:class`. The fields of these dataclasses are options of
+`make_strategy`."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"name": "sliding"},
@@ -29,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {"name": "blocks"},
     "thorough": {"name": "blocks", "partitions": 2},
 }
-"""Arguments of `make_strategy` by name of a preset. Other arguments have their defaults.
+"""Maps the name of each preset to arguments of `make_strategy`. Other arguments have their defaults.
 
 For 100 candidates, `paper` takes 9 windows in 9 rounds, `fast` 6 in 2, `balanced` 7 in 2 and `thorough` 12 in 2.
 """
@@ -49,12 +50,13 @@ def make_strategy(
     Options that a strategy does not have are ignored. Presets set `partitions` and `boundary` themselves.
 
     Args:
-        name: The name of a strategy or preset, or `MODULE:NAME` for a class of the user.
+        name: The name of a strategy or preset, or `MODULE:NAME` for a custom class.
         window: Maximum number of passages per window (default: 20).
         stride: Number of passages that the sliding window moves by (default: 10).
         first_stage_weight: Weight of the first-stage ranking in `blocks`, 0 or more (default: 1).
         partitions: Number of times that `blocks` ranks all candidates in the first round (default: 1).
-        boundary: Number of windows of `blocks` for passages that are least certain to be in the top 10 (default: 1).
+        boundary: Number of windows in which `blocks` ranks again the passages whose probability of being in the top 10
+            is closest to 1/2 (default: 1).
 
     Raises:
         InputError: If there is no such strategy, or if it rejects an option.
@@ -72,12 +74,12 @@ def make_strategy(
         strategy: Strategy = factory(**{key: value for key, value in options.items() if key in accepted})
     except InputError:
         raise
-    except Exception as error:  # the class of a user may raise any exception
+    except Exception as error:  # a custom class may raise any exception
         raise InputError(
-            f"strategy {name!r} cannot be created: {error}", "name a class without required arguments"
+            f"strategy {name!r} cannot be created: {error}", "give a class without required arguments"
         ) from error
     if not callable(strategy):
-        raise InputError(f"{name!r} is not a strategy", "name a class whose instances are strategies")
+        raise InputError(f"{name!r} is not a strategy", "give a class whose instances are strategies")
     return strategy
 
 
@@ -85,7 +87,7 @@ def load_strategy_class(name: str) -> Any:
     """Return the class of a strategy.
 
     Args:
-        name: The name of a strategy, or `MODULE:NAME` for a class of the user.
+        name: The name of a strategy, or `MODULE:NAME` for a custom class.
 
     Raises:
         InputError: If there is no such strategy, or if it cannot be imported.
@@ -98,7 +100,7 @@ def load_strategy_class(name: str) -> Any:
         raise InputError(f"there is no strategy {name!r}", f"{hint}write one of {', '.join(STRATEGIES)} or MODULE:NAME")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # the module of a user may raise any exception
+    except Exception as error:  # a custom module may raise any exception
         raise InputError(
             f"strategy {name!r} cannot be imported: {error}",
             "check the name of the module and the Python path",

@@ -31,7 +31,7 @@ class Strategy(Protocol):
 
 
 def run_validated(strategy: Strategy, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
-    """Run a strategy and validate its rounds and its ranking, so that no passage can be lost unnoticed.
+    """Run a strategy and validate its rounds and its ranking, so that a strategy cannot silently lose passages.
 
     Args:
         strategy: The strategy.

@@ -27,7 +27,7 @@ from rank_k.types import Candidate, Ranking, Round, Window, WindowResult
 T = TypeVar("T")
 
 RANK_CUTOFF = 10
-"""The second round decides which passages are among this number of best ones. Quality is measured at 10."""
+"""The second round decides which passages are in the top 10, because quality is measured at 10."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Blocks(WindowStrategy):
     """Rank all candidates in blocks, and then the head and the least certain passages.
 
     The first round ranks all candidates in blocks of at most `window` passages from all parts of the list. The second
-    round ranks the best `window` passages in one window and, in another, the passages that are least certain to be in
-    the top 10. The final ranking is sorted by the strengths of a Bradley-Terry model, which is fitted to all rankings.
-    100 candidates take 7 windows in 2 rounds. numpy is required.
+    round ranks two windows: the best `window` passages, and the least certain passages, whose probability of being in
+    the top 10 is closest to 1/2. The final ranking is sorted by the strengths of a Bradley-Terry model, which is fitted
+    to all rankings. 100 candidates take 7 windows in 2 rounds. numpy is required.
 
     Attributes:
         partitions: Number of times that the first round ranks all candidates (default: 1). The blocks of the second
             and later partitions are random.
-        boundary: Number of windows with the least certain passages (default: 1). Each one after the first takes
-            another round.
+        boundary: Number of windows with the least certain passages (default: 1). Each window after the first takes an
+            additional round.
         first_stage_weight: Weight of the first-stage ranking, which is the prior of the model (default: 1; 0 ignores
             the first stage).
 
@@ -126,7 +126,7 @@ class Blocks(WindowStrategy):
 
 
 def snake_deal(items: Sequence[T], group_count: int) -> list[tuple[T, ...]]:
-    """Deal `items` into groups, back and forth, so that each group has its share of the best ones.
+    """Deal `items` into groups, back and forth, so that all groups get similar shares of the best items.
 
     Groups keep the order of `items`. Their sizes differ by at most one.
     """
@@ -139,7 +139,7 @@ def snake_deal(items: Sequence[T], group_count: int) -> list[tuple[T, ...]]:
 
 
 def _least_certain(ranking: Ranking, size: int) -> tuple[str, ...]:
-    """Return the `size` passages that are least certain to be in the top 10, in the order of the ranking."""
+    """Return the `size` passages whose probability of being in the top 10 is closest to 1/2, in ranking order."""
     probability = ranking.probability or {}
     least_certain_ids = sorted(
         ranking.doc_ids, key=lambda doc_id: -round(probability[doc_id] * (1 - probability[doc_id]), 7)

@@ -27,7 +27,7 @@ PRIOR_PRECISION = 0.15
 (docs/how-to/strategies.md)."""
 
 RANK_OFFSET = 10
-"""Added to the first-stage rank, counted from 0, before taking the logarithm, so that the first ten differ little."""
+"""Added to the first-stage rank, counted from 0, before taking the logarithm. It makes the first ten ranks similar."""
 
 _STEP_TOLERANCE = 1e-6
 """Newton's method ends when no strength changes by more than this. The remaining error is about its square."""
@@ -41,7 +41,7 @@ class BradleyTerryFit:
 
     Attributes:
         doc_ids: The candidates, in the order of the first stage.
-        strengths: The strength of each candidate, in log-odds. Their prior means have mean 0.
+        strengths: The strength of each candidate, in log-odds. The average of the prior means is 0.
         errors: The standard error of each strength.
     """
 
@@ -56,10 +56,10 @@ class BradleyTerryFit:
         return tuple(sorted(self.doc_ids, key=lambda doc_id: -round(strength[doc_id], 7)))
 
     def top_k_probabilities(self, k: int = 10) -> Mapping[str, float]:
-        """Return the probability of each candidate to be among the `k` best, by id.
+        """Return, for each id, the probability that the candidate is among the `k` best.
 
-        It is the probability that the strength exceeds a threshold, which is chosen so that the expected number of
-        candidates above it is `k`. With at most `k` candidates, all probabilities are 1.
+        This is the probability that the strength exceeds a threshold. The threshold is chosen so that the expected
+        number of candidates above it is `k`. With at most `k` candidates, all probabilities are 1.
         """
         if k >= len(self.doc_ids):
             return dict.fromkeys(self.doc_ids, 1.0)
@@ -144,7 +144,7 @@ def _win_weights(ids: Sequence[str], results: Iterable[WindowResult]) -> Floats:
     for result in results:
         if unknown_id := next((doc_id for doc_id in result.window.doc_ids if doc_id not in position), None):
             raise InputError(
-                f"a window has {unknown_id!r}, which is not a candidate", "fit the windows of one query only"
+                f"a window contains {unknown_id!r}, which is not a candidate", "pass the windows of one query only"
             )
         valid_rankings = [ranking for ranking in result.rankings if ranking.is_valid]
         for ranking in valid_rankings:

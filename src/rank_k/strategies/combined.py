@@ -13,7 +13,7 @@ from rank_k.strategies.bradley_terry import RANK_OFFSET, fit_strengths
 from rank_k.types import Candidate, Ranking, Round, Window, WindowResult
 
 LIKELIHOOD_WEIGHT = 2.0
-"""Weight of the query likelihoods, if the listwise rankings have weight 1. It was chosen for rank-k-nano
+"""Weight of the query likelihoods; the listwise rankings have weight 1. It was chosen for rank-k-nano
 (docs/results/rank-k-nano.md)."""
 
 _MIN_DEVIATION = 1e-9

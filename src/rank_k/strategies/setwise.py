@@ -1,7 +1,7 @@
 """Setwise: heapsort in which one window compares a parent with all of its children.
 
 Zhuang et al., "A Setwise Approach for Effective and Highly Efficient Zero-shot Ranking with Large Language Models"
-(arXiv 2310.09497). The number of children c of the paper, 3, is `window` - 1 here.
+(arXiv 2310.09497). Every node of the heap has `window` - 1 children. The paper uses c = 3 children.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Setwise(WindowStrategy):
         return tied_ranking(ties, _with_best_first(best, ids))
 
     def _family_windows(self, positions: Sequence[int], heap: Sequence[str], ranked_count: int) -> dict[int, Window]:
-        """Return a window of a parent and its children for each of `positions` that has children.
+        """Return, for each of `positions` that has children, a window of the passage there and its children.
 
         Args:
             positions: Positions in the heap.
@@ -87,7 +87,11 @@ def _levels(length: int, child_count: int) -> list[list[int]]:
 
 
 def _winner(result: WindowResult, ties: Ties) -> str:
-    """Return the best passage of a window. It is the parent, which comes first in the window, if there is doubt."""
+    """Return the best passage of a window.
+
+    This is the parent, which comes first in the window, if the ranking is invalid or lacks the parent, or if the parent
+    is tied with the best passage.
+    """
     ranking = consensus_ranking(result)
     parent = result.window.doc_ids[0]
     if not ranking.is_valid or parent not in ranking.ranked_ids:

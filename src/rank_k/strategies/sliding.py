@@ -48,7 +48,7 @@ class Sliding(WindowStrategy):
     """Rank windows of `window` passages that move by `stride` from the end of the list to its head, one per round.
 
     If `stride` is smaller than `window`, the best passages of each window are also in the next one, so that a passage
-    can rise from the end to the head. The defaults are those of the paper: windows of 20 and a stride of 10.
+    can rise from the end to the head. The defaults are the same as in the paper: windows of 20 and a stride of 10.
 
     Raises:
         InputError: If `window` is below 2, or `stride` is not between 1 and `window`.

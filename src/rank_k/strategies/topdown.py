@@ -1,4 +1,4 @@
-"""Top-down partitioning: compare all passages with a good pivot, keep those ranked above it, and repeat.
+"""Top-down partitioning: compare all passages with a good pivot, keep the passages ranked above it, and repeat.
 
 Parry, MacAvaney and Ganguly, "Top-Down Partitioning for Efficient List-Wise Ranking" (arXiv 2405.14589).
 """
@@ -66,7 +66,7 @@ def _partition(doc_ids: Sequence[str], size: int) -> list[tuple[str, ...]]:
 
 
 def _split_at_pivot(pivot: str, result: WindowResult, ties: Ties) -> tuple[list[str], list[str]]:
-    """Return the passages ranked above the pivot, and the other ones.
+    """Return the passages ranked above the pivot, and all other passages except the pivot.
 
     If there is no valid ranking, or if the model left the pivot out, no passage counts as ranked above it.
     """

@@ -27,10 +27,10 @@ from rank_k.types import Candidate, Round, Window, WindowResult
 class Tournament(WindowStrategy):
     """Rank passages by their points in a tournament.
 
-    For 100 candidates and windows of 20, the stages are those of the paper: from 100 passages to 50 in five groups of
-    20, to 20 in five groups of 10, and to 10, 5 and 2 in one group each. For other lengths, the number of passages
-    after the first stage is the largest of 500, 200, 100, 50, 20, 10, 5 and 2 that is at most half of the length. The
-    groups of a stage form one round. Passages with equal points keep the order of the first stage.
+    For 100 candidates and windows of 20, the stages are the same as in the paper: from 100 passages to 50 in five
+    groups of 20, to 20 in five groups of 10, and to 10, 5 and 2 in one group each. For other numbers of candidates, the
+    number of passages after the first stage is the largest of 500, 200, 100, 50, 20, 10, 5 and 2 that is at most half
+    of that number. The groups of a stage form one round. Passages with equal points keep the order of the first stage.
 
     Attributes:
         tournaments: Number of parallel tournaments, r in TourRank-r (default: 1). The order of passages within groups
@@ -50,7 +50,7 @@ class Tournament(WindowStrategy):
         for stage_number, (count, promoted) in enumerate(stages):
             groups = [pool[first::count] for pool in pools for first in range(count)]
             compared_groups = [random.sample(group, len(group)) for group in groups if len(group) > 1]
-            # in a single tournament, passages that are out rank below all that remain
+            # in a single tournament, eliminated passages rank below all passages that remain
             worst = len(pools[0]) if self.tournaments == 1 else len(ids)
             remaining_windows = len(compared_groups) + self.tournaments * sum(
                 later_groups for later_groups, _ in stages[stage_number + 1 :]
@@ -93,9 +93,9 @@ def _half_or_less(length: int) -> int:
 
 
 def _rank_group(result: WindowResult, rank: dict[str, int], ties: Ties) -> list[str]:
-    """Return the passages of a group in the order of the model.
+    """Return the passages of a group in the order in which the model ranked them.
 
-    Tied passages and those that the model left out, which come last, keep the order of the first stage (`rank`).
+    Passages that the model left out come last. These and tied passages keep the order of the first stage (`rank`).
     """
     ranking = record_consensus(ties, result)
     tier = {doc_id: number for number, members in enumerate(ranking.tiers) for doc_id in members}

@@ -55,9 +55,9 @@ def compare_by_difficulty(
 ) -> Iterator[DifficultyRow]:
     """Yield three rows for every compared cell and each of two criteria of difficulty.
 
-    The criteria are the quality of the first stage and the average overlap of the top 10 of the first stage and of the
-    baseline, which needs no judgments. Neither depends on the compared cell. The second one depends on the answers of
-    the baseline, so part of a difference may come from the selection of queries.
+    The criteria are the quality of the first stage, and the average overlap between the top 10 of the first stage and
+    the top 10 of the baseline. The second one needs no judgments. Neither depends on the compared cell. The second one
+    depends on the answers of the baseline, so part of a difference may come from the selection of queries.
     """
     by_name = {row.name: row for row in rows}
     for row in rows:
@@ -126,7 +126,7 @@ def _document_ids(run: Run, query_id: str) -> list[str]:
 # --- stopping early --------------------------------------------------------------------------------
 
 CONCURRENCY_LEVELS = (1, 4, 16, None)
-"""Numbers of windows of one query in flight. None means all windows of a round."""
+"""Numbers of windows in flight for a query that runs alone. None means all windows of a round."""
 
 
 class RoundRow(NamedTuple):
@@ -160,7 +160,7 @@ def evaluate_by_round(
 
 
 def latency_by_concurrency(rows: Sequence[CellRow]) -> dict[str, list[float]]:
-    """Return, by cell, the mean seconds of a query without other queries in flight, for each concurrency level."""
+    """Return, for each cell, the mean seconds of a query that runs alone, for each concurrency level."""
     return {
         row.name: [
             sum(waiting_seconds(query, concurrency) for query in row.cost.queries.values()) / row.run_queries
@@ -199,12 +199,12 @@ def rankings_by_round(
 
     Args:
         strategy: The strategy that ranked the windows.
-        candidates: The candidates that it ranked.
+        candidates: The candidates that the strategy ranked.
         query_id: The query.
         records: The windows of the query, by round.
 
     Raises:
-        JournalError: If windows are missing, or belong to another strategy or other candidates.
+        JournalError: If windows are missing, or belong to a different strategy or different candidates.
     """
     recorded_rounds = (
         [WindowResult(record.window, record.rankings) for record in round_records]
@@ -217,7 +217,8 @@ def rankings_by_round(
             raise JournalError("the journal ends in the middle of a query", "run the same command again")
         if [result.window for result in results] != list(current.windows):
             raise JournalError(
-                "the journal has other windows than this cell", "delete the journal and run the study again"
+                "the windows in the journal differ from those of this cell",
+                "delete the journal and run the study again",
             )
         return results
 

@@ -13,7 +13,7 @@ from rank_k.simulation.call_times import PendingRound, makespan
 from rank_k.window.listwise import ListwiseSettings
 
 AGREEING_SAMPLES = ListwiseSettings().agreeing_samples
-"""The number of samples of a window that are requested first, at the same time; the others follow together."""
+"""The number of samples of a window that are requested concurrently first. The others are requested after them."""
 
 
 def read_cell_cost(journal: Journal, run: str) -> RunCost:
@@ -46,7 +46,8 @@ def window_seconds(calls: Sequence[tuple[int, float]], first_samples: int = AGRE
 
     Args:
         calls: The sample number and the seconds of each call. The calls of one sample are sequential.
-        first_samples: The number of samples that run at the same time first. The others run together afterwards.
+        first_samples: The number of samples that start first and run concurrently. The other samples start when these
+            have finished, and also run concurrently.
     """
     seconds_by_sample: Counter[int] = Counter()
     for sample, seconds in calls:
@@ -59,7 +60,7 @@ def window_seconds(calls: Sequence[tuple[int, float]], first_samples: int = AGRE
 def waiting_seconds(query: QueryCost, concurrency: int | None = None) -> float:
     """Return the seconds that a single query takes with `concurrency` windows in flight.
 
-    The default, None, means all windows of a round at the same time.
+    The default, None, means that all windows of a round are in flight.
     """
     if concurrency is None:
         concurrency = max(map(len, query.seconds_by_round), default=1)

@@ -1,4 +1,4 @@
-"""Read studies from TOML files, those of the package and those of users. docs/how-to/study.md describes the format."""
+"""Read studies from TOML files of the package or of users. docs/how-to/study.md describes the format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REQUIRED_PARTS = ("collections", "models", "grids")
 
 
 def config_file(name: Path) -> Path:
-    """Return the file of a study: the one that comes with the package under this name, or else the path itself.
+    """Return the file of a study: the TOML file called `name` that comes with the package, or otherwise `name` itself.
 
     Raises:
         InputError: If the name is neither a shipped study nor an existing TOML file.
@@ -34,7 +34,7 @@ def read_study(file: Path, data: Path) -> Study:
 
     Args:
         file: The file.
-        data: The folder that relative paths in the file start from. Whether the data exist is not checked.
+        data: The folder that relative paths in the file start from. The existence of the data is not checked.
 
     Raises:
         InputError: If the file cannot be read.

@@ -38,7 +38,9 @@ class StudyFolder:
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot create the folder {path}: {error.strerror}", "give another --output") from error
+            raise InputError(
+                f"cannot create the folder {path}: {error.strerror}", "choose a different --output"
+            ) from error
         self._contents = self._read()
 
     def _read(self) -> dict[str, dict[str, Any]]:
@@ -47,12 +49,12 @@ class StudyFolder:
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
             if document["version"] != FORMAT_VERSION:
-                raise InputError(f"{file} was written by another version of rank-k", "give another --output")
+                raise InputError(f"{file} was written by a different version of rank-k", "choose a different --output")
             return {part: dict(document[part]) for part in parts}
         except FileNotFoundError:
             return {part: {} for part in parts}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} is not a study of rank-k", "give another --output") from error
+            raise InputError(f"{file} is not a study of rank-k", "choose a different --output") from error
 
     def register(
         self, collections: Mapping[str, Mapping[str, str]], models: Iterable[ModelPlan], cells: Iterable[Cell]
@@ -75,7 +77,7 @@ class StudyFolder:
                 "server_type": model.server_type,
                 "revision": model.revision,
                 "context_length": model.context_length,
-                # A noise from a file is identified by its values, not by its path.
+                # Noise from a file is identified by its values, not by the path of the file.
                 "simulate": model.simulate
                 if model.simulate in ("", *NOISE_PRESETS)
                 else asdict(noise_by_name(model.simulate)),
@@ -97,8 +99,8 @@ class StudyFolder:
             if earlier != value:
                 change = f": {earlier or 'none'}, now {value or 'none'}" if len(f"{earlier}{value}") < 80 else ""
                 raise InputError(
-                    f"the study in {self.path} has another {key} for {name}{change}",
-                    "give another --output for this study",
+                    f"the study in {self.path} was started with a different {key} for {name}{change}",
+                    "choose a different --output for this study",
                 )
 
     def _write(self) -> None:
@@ -120,7 +122,7 @@ class StudyFolder:
     def journal_settings(self, cell: Cell) -> dict[str, Any]:
         """Return the settings with which the journal stores the run of a cell.
 
-        They include the name of the run file, by which `rank-k evaluate --journal` finds the cost of the cell.
+        They include the name of the run file, so that `rank-k evaluate --journal` can find the cost of the cell.
         """
         return {"verb": "study", "output": self.run_file(cell).name, **asdict(cell)}
 
@@ -129,7 +131,7 @@ class StudyFolder:
         return run_name(self.journal_settings(cell))
 
     def is_finished(self, cell: Cell, journal: Journal) -> bool:
-        """Return whether a cell is finished: its run file exists, and no window is without a response after retries."""
+        """Return whether a cell is finished: its run file exists, and every window received a response."""
         run = self.journal_run(cell)
         return (
             self.run_file(cell).exists()

@@ -69,18 +69,18 @@ class ModelPlan:
 
     Attributes:
         name: Its name in the study.
-        model: The name that the server knows it by (default: the server's only model, or the embedded model).
+        model: The model's name on the server (default: the server's only model, or the embedded model).
         server: The address of the server (default: the embedded model).
         server_type: The kind of server, as in `--server-type` (default: `auto`).
-        revision: The revision of the model, which is part of its identity in the journal.
+        revision: The revision of the model. It is part of the model's identity in the journal.
         context_length: The context length in tokens (default: as the server reports it).
         prompt: The file of a prompt template (default: the standard prompt).
         api_key_env: The environment variable that holds the key of the server.
         get: How to get the prompt file, for the list of missing files.
         serve: A command that starts the server, for reports and error messages.
-        simulate: The noise, by name or by the path of its file, of a simulated judge that replaces the model
-            (default: empty, which means no simulation).
-        judgments: The qrels that the simulated judge knows (default: those of the collection).
+        simulate: The noise of a simulated model that replaces the real one: the name of a preset, or the path of a
+            noise file (default: empty, which means no simulation).
+        judgments: The qrels from which the simulated model ranks (default: those of the collection).
         settings: Settings of all cells of this model, which override the grids.
     """
 
@@ -101,7 +101,7 @@ class ModelPlan:
 
 @dataclass(frozen=True, slots=True)
 class PublishedResult:
-    """A published result. Reports show it in another table, separate from the results of the study."""
+    """A published result. Reports show it in a table that is separate from the results of the study."""
 
     collection: str
     first_stage: str
@@ -204,14 +204,15 @@ class Cell(LongDocumentOptions, InferenceOptions, RankingOptions):
 
 
 def parse_setting(axis: str, value: Any) -> Any:
-    """Return the value of the option `axis`, given as in a flag or in TOML. Raises `InputError` if it is invalid."""
+    """Parse a value of the option `axis` from a flag or from TOML. Raises `InputError` if it is invalid."""
     return parse_option(axis, value, STUDY_OPTIONS, "a cell")
 
 
 def expand_cells(study: Study) -> tuple[Cell, ...]:
     """Return the cells of the study without duplicates, by collection, first stage and model.
 
-    Options that the strategy of a cell does not use are reset to their defaults, so that they do not multiply cells.
+    Options that the strategy of a cell does not use are reset to their defaults, so that cells differ only in options
+    that have an effect.
 
     Raises:
         InputError: If a value is invalid, a model has an unknown setting, or two cells have the same name.
@@ -222,7 +223,10 @@ def expand_cells(study: Study) -> tuple[Cell, ...]:
             for settings in _expand_grids(study.grids, model.settings):
                 cell = _normalize_cell(Cell(collection.name, first_stage.name, model.name, **settings))
                 if cells_by_name.setdefault(cell.name, cell) != cell:
-                    raise InputError(f"two cells of the study are called {cell.name}", "give their parts other names")
+                    raise InputError(
+                        f"two cells of the study are called {cell.name}",
+                        "rename one of their collections, first stages or models",
+                    )
     return tuple(cells_by_name.values())
 
 
@@ -297,7 +301,7 @@ def select_cells(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...
 
 
 def restrict_study(study: Study, cells: Sequence[Cell]) -> Study:
-    """Return the study with only those collections, first stages and models that `cells` use."""
+    """Return the study with only the collections, first stages and models that `cells` use."""
     runs = {(cell.collection, cell.first_stage) for cell in cells}
     models = {cell.model for cell in cells}
     collections = (

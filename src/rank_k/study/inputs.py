@@ -44,7 +44,7 @@ class _CollectionFiles(NamedTuple):
 def missing_files(study: Study) -> Iterator[MissingFile]:
     """Yield all missing files of the study.
 
-    The documents of ir_datasets are not checked, because they may have to be downloaded for that.
+    The documents of ir_datasets are not checked, because checking them may start a download.
     """
     for collection in study.collections:
         files = None
@@ -145,7 +145,7 @@ class LoadedCollection:
             )
         run = FirstStageRun(RunFile(file), files.excluded, frozenset(self.qrels))
         if not run.query_ids:
-            raise InputError(f"none of the queries of {file} has judgments", "give the judgments of the same queries")
+            raise InputError(f"none of the queries of {file} has judgments", "give the judgments of these queries")
         missing_ids = [query_id for query_id in run.query_ids if query_id not in self.queries]
         if missing_ids:
             raise InputError(
@@ -168,7 +168,7 @@ class LoadedCollection:
             self.store.close()
 
     def check_texts(self, first_stage: str, depth: int) -> None:
-        """Raise `InputError` if the text of a candidate is missing, so that no call is paid for before that."""
+        """Raise `InputError` if the text of a candidate is missing. Call this before the first request to a model."""
         for query_id, candidates in self.runs[first_stage]:
             for candidate in candidates[:depth]:
                 self.store.get(candidate.doc_id, query_id)
@@ -181,8 +181,8 @@ class LoadedCollection:
 def reachable_cells(cells: Sequence[Cell], collections: Mapping[str, LoadedCollection]) -> tuple[Cell, ...]:
     """Return the cells without duplicates by depth.
 
-    Where a run has fewer candidates than the depths of several cells with otherwise equal settings, these cells rerank
-    the same candidates. Only the one with the smallest depth is kept.
+    If several cells differ only in their depth, and the run has fewer candidates than all of these depths, the cells
+    rerank the same candidates. Only the cell with the smallest depth is kept.
     """
     shallowest = {
         replace(cell, depth=min(cell.depth, collections[cell.collection].runs[cell.first_stage].max_depth)): cell

@@ -1,4 +1,4 @@
-"""The results of a study in one value. The tables in the terminal, JSON and the HTML report are made from it."""
+"""The results of a study in one object. The tables in the terminal, JSON and the HTML report are made from it."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ class StudyResults:
         averages: The averages over collections.
         difficulty_rows: Gains by the difficulty of queries.
         round_rows: Quality after each round.
-        latencies: By cell, the mean seconds of a query without other queries in flight, for each concurrency level.
-        concurrency_levels: The numbers of windows in flight of `latencies`. None means all windows of a round.
+        latencies: For each cell, the mean seconds of a query that runs alone, for each concurrency level.
+        concurrency_levels: The concurrency levels of `latencies`, in windows in flight. None means all windows of a
+            round.
     """
 
     study: Study
@@ -76,7 +77,7 @@ class StudyResults:
 
     @property
     def has_timings(self) -> bool:
-        """Whether the calls took time. Calls to a simulated judge do not."""
+        """Whether the calls took time. Calls to simulated models do not."""
         return "seconds" in self.axes
 
     @property

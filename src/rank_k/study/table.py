@@ -81,8 +81,8 @@ class CellRow:
         mean_cost: The mean of `cost_columns` over the queries of the run.
         difference: The difference from the baseline in the first measure; None for the baseline itself or without one.
         baseline: The name of the baseline; empty without one.
-        corrected_p: The p value of the randomization test, corrected by Holm for all rows of the study.
-        pareto_axes: The kinds of cost for which the cell is on the Pareto set.
+        corrected_p: The p value of the randomization test, corrected with Holm's method for all rows of the study.
+        pareto_axes: The kinds of cost for which the cell is in the Pareto set.
     """
 
     group: tuple[str, str]
@@ -190,13 +190,13 @@ def compare_rows(rows: Sequence[CellRow], baseline: str | None = None) -> list[C
     """
     baselines = {
         row.group: row
-        for row in reversed(rows)  # of several in a group, the first one stays
+        for row in reversed(rows)  # so that the first one of several in a group remains
         if baseline in (row.name, row.setting) or (baseline is None and row.cell is not None)
     }
     if rows and not baselines:
         settings = dict.fromkeys(row.setting for row in rows)
         raise InputError(
-            f"no cell is called {baseline!r}", f"write one of {', '.join(settings)}, or the full name of a cell"
+            f"no cell is called {baseline!r}", f"give one of {', '.join(settings)}, or the full name of a cell"
         )
     differences = {
         row.name: paired_difference(row.first_measure_values, baselines[row.group].first_measure_values)
@@ -228,7 +228,7 @@ def mark_pareto_set(rows: Sequence[CellRow]) -> list[CellRow]:
 
 
 def cost_axes(rows: Sequence[CellRow]) -> tuple[str, ...]:
-    """Return the kinds of cost that are not zero everywhere. A simulated judge, for example, takes no time."""
+    """Return the kinds of cost that are not zero in all rows. A simulated model, for example, takes no time."""
     return tuple(axis for axis in COST_AXES if any(row.axis_cost(axis) for row in rows))
 
 

@@ -1,4 +1,4 @@
-"""The interface of everything that ranks windows, and what it returns."""
+"""The interface of window rankers, and the report that they return for each window."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class WindowReport(CallTotals):
     Attributes:
         result: The window's rankings.
         traces: The reasoning traces, one per sample; empty if the window's method is likelihood.
-        call_keys: The keys of its calls in the journal.
+        call_keys: The keys of the window's calls in the journal.
         error: The error if the model did not respond, else None.
     """
 
@@ -40,7 +40,7 @@ class WindowReport(CallTotals):
 
     @classmethod
     def unranked(cls, window: Window) -> WindowReport:
-        """Return a report of `window` in its input order. Its calls and its result are added later."""
+        """Return a report for `window` with the passages in input order. Calls and result are filled in later."""
         return cls(result=WindowResult(window, (WindowRanking.unranked(window),)))
 
     def add_call(self, request: Request, response: Response) -> None:
@@ -64,7 +64,10 @@ class WindowRanker(Protocol):
     prompt_builder: PromptBuilder
 
     async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
-        """Probe the model before the first window, or before the first with this reasoning mode. Runs once."""
+        """Probe the model before it ranks its first window, or its first window with `reasoning`. Each probe runs once.
+
+        `reasoning`: the reasoning mode (default: that of the ranker's settings).
+        """
 
     async def check_query(self, query: Query) -> None:
         """Raise `QueryTooLong` if the query leaves no space for passages in the model's context."""
@@ -82,8 +85,8 @@ class WindowRanker(Protocol):
         reasoning: ReasoningMode | None = None,
         on_chunk: OnChunk | None = None,
     ) -> WindowReport:
-        """Rank one window. Raises `ModelError` if the model does not respond, never for a bad answer.
+        """Rank one window. Raises `ModelError` if the model does not respond, but not if its answer is unusable.
 
-        `reasoning`: the reasoning mode, if not that of the ranker's settings. `on_chunk`: called with each chunk of the
-        response while it streams.
+        `reasoning`: the reasoning mode (default: that of the ranker's settings). `on_chunk`: called with each chunk of
+        the response while it streams.
         """

@@ -39,7 +39,7 @@ class CombinedRanker(ScoreRanker):
         await self.listwise.check_query(query)
 
     async def prepare_query(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
-        """Return the query and its passages, prepared for both. Raises `QueryTooLong` like `check_query`."""
+        """Return the query and its passages, prepared for both prompts. Raises `QueryTooLong` like `check_query`."""
         score_query = await super().prepare_query(query, passages)
         listwise_query = await self.listwise.prepare_query(query, passages)
         # A passage that is truncated for both is counted once.

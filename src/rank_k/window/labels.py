@@ -1,12 +1,12 @@
-"""Parse an answer that has one relevance label per passage, and rank by the labels. Pure, and never fails.
+"""Parse an answer that has one relevance label per passage, and rank by the labels. Parsing never fails.
 
     [1] no
     [2] yes
     [3] no
 
 Small distilled models are trained to write such labels (`rank_k.distill.label_traces`). They could also write a
-ranking, but the ranking of a small model often contradicts its own labels and adds nothing to them. So the labels are
-the answer.
+ranking, but the ranking of a small model often contradicts its own labels and adds no information. The labels are
+therefore the answer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from rank_k.window.parsing import ParsedAnswer
 
 _LINE = re.compile(r"^\[(\d{1,6})\] (\S+)[ \t]*$", re.MULTILINE)
 _MAX_DOUBT = 0.4
-"""How far the score of a label moves toward the next level when its probability is 0: less than half a level."""
+"""How far a label's score moves toward the next level if the label's probability is 0.
+
+It is less than half a level, so that a passage with a better label always has a higher score.
+"""
 
 
 def parse_labels(
@@ -32,9 +35,9 @@ def parse_labels(
     """Parse the relevance labels of a window. Never raises, whatever the text.
 
     Passages with a better label come first. Passages with the best label are ordered by the label's probability, most
-    probable first; those with the worst label by its probability, least probable first; all others with the same label
-    are tied, and so are all if `tokens` are unknown. Only the first label of a passage counts. Passages without a label
-    come last in their input order and do not count as compared.
+    probable first, and passages with the worst label by its probability, least probable first. Other passages with the
+    same label are tied. Without `tokens`, all passages with the same label are tied. Only the first label of a passage
+    counts. Passages without a label come last in their input order and do not count as compared.
 
     Args:
         text: The response.

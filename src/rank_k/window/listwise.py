@@ -1,7 +1,7 @@
 """Rank a window by asking a model to compare its passages, with or without reasoning.
 
-Forced answers after truncated reasoning, constrained decoding and repeated samples are implemented here. The model is
-usually a `CachedModel` around a `StopOnRepetition`.
+This module also implements forced answers after truncated reasoning, constrained decoding, and repeated samples. The
+model is usually a `CachedModel` around a `StopOnRepetition`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from rank_k.window.reasoning import (
 from rank_k.window.sanitize import strip_template_tokens
 from rank_k.window.token_allocation import max_answer_tokens, truncate_trace
 
-_SHRINK_FACTOR = 0.8  # of the context, after the server counted more tokens than we did
+_SHRINK_FACTOR = 0.8  # by which the assumed context is shortened when the server counts more tokens than Rank-K
 _MAX_SHRINKS = 6
 
 _REASONING_START = "<think>\n"
@@ -59,10 +59,10 @@ _FORCED_ANSWER_PROMPT = (
 
 @dataclass(frozen=True, kw_only=True)
 class ListwiseSettings(InferenceOptions):
-    """The inference options, and further settings that are not options of the user.
+    """The inference options, and settings that users cannot change.
 
     Attributes:
-        agreeing_samples: Stop sampling early if that many first samples agree.
+        agreeing_samples: Stop sampling early if the first `agreeing_samples` samples agree.
         auto_policy: Decides when to reason, if `reasoning` is "auto".
         label_words: The labels, worst first, of models that write one relevance label per passage instead of reasoning.
             The labels are then the answer (see `rank_k.window.labels`). Empty for other models.
@@ -100,12 +100,12 @@ class ListwiseRanker(WindowRanker):
         self._reasoning = ReasoningMode.parse(settings.reasoning)
         self._needs_empty_reasoning = run_once(self._probe_reasoning)
         self._accepts_grammar = run_once(self._probe_grammar)
-        self._budget_rejected = False  # by the server: the token limit is used instead
+        self._budget_rejected = False  # if True, the token limit replaces the reasoning budget
 
     async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
-        """Probe, once, whether the model ignores the request not to reason.
+        """Probe once whether the model reasons even if it is requested not to.
 
-        This matters only if `reasoning` (default: that of the settings) is off or auto.
+        The probe is needed only if `reasoning` (default: that of the settings) is off or auto.
         """
         if (reasoning or self._reasoning).kind in ("off", "auto"):
             await self._needs_empty_reasoning()
@@ -122,7 +122,8 @@ class ListwiseRanker(WindowRanker):
     async def _probe_grammar(self) -> bool:
         """Return whether the server accepts a grammar.
 
-        The embedded server does. A probe would evict the current prompt from its cache.
+        Models that do not reason are not probed: the embedded server always accepts a grammar, and a probe would evict
+        the current prompt from its cache.
         """
         if not self.model.capabilities.reasons:
             return True
@@ -153,9 +154,9 @@ class ListwiseRanker(WindowRanker):
         reasoning: ReasoningMode | None = None,
         on_chunk: OnChunk | None = None,
     ) -> WindowReport:
-        """Rank one window, with the reasoning mode of the settings or with `reasoning`, which must be prepared.
+        """Rank one window. Raises `ModelError` if the model does not respond, but not if its answer is unusable.
 
-        Raises `ModelError` if the model does not respond, never for a bad answer.
+        `reasoning`: the reasoning mode (default: that of the settings). Call `prepare(reasoning)` first.
         """
         report = WindowReport.unranked(window)
         mode = reasoning or self._reasoning
@@ -164,7 +165,7 @@ class ListwiseRanker(WindowRanker):
         rankings = tuple(ranking for sample_rankings, _ in samples for ranking in sample_rankings)
         report.result = WindowResult(window, rankings)
         report.traces = tuple(trace for _, trace in samples)
-        report.repairs = +report.repairs  # without those that were counted zero times
+        report.repairs = +report.repairs  # removes kinds with a count of zero
         return report
 
     async def _rank_samples(self, sample: _Sample) -> list[tuple[tuple[WindowRanking, ...], str]]:
@@ -182,7 +183,7 @@ class ListwiseRanker(WindowRanker):
     async def _rank_sample_in_context(self, sample: _Sample) -> tuple[tuple[WindowRanking, ...], str]:
         """Return the rankings of one sample (two if auto mode reasoned) and its trace.
 
-        Shorten the assumed context and try again while the server counts more tokens than fit.
+        While the server rejects the prompt as too long, assume a shorter context and try again.
         """
         for _ in range(_MAX_SHRINKS):
             try:
@@ -241,7 +242,11 @@ class ListwiseRanker(WindowRanker):
     async def _should_reason(
         self, request: Request, direct_ranking: WindowRanking, response: Response, sample: _Sample
     ) -> bool:
-        """Apply the auto policy to the response's probabilities or to a second ranking of the reversed window."""
+        """Return whether the auto policy decides to reason after the direct ranking.
+
+        The confidence comes from the token probabilities of the response. Without them, it is the agreement with a
+        second direct ranking, of the reversed window.
+        """
         policy, window = self.settings.auto_policy, sample.window
         if not direct_ranking.is_valid or not should_reason(window, None, policy):
             return not direct_ranking.is_valid
@@ -258,7 +263,7 @@ class ListwiseRanker(WindowRanker):
     # --- with reasoning ---
 
     async def _rank_with_reasoning(self, request: Request, tokens: int | None, sample: _Sample) -> ParsedAnswer:
-        """Return the answer after reasoning of at most `tokens` (None: unlimited)."""
+        """Return the answer after at most `tokens` tokens of reasoning (None: unlimited)."""
         capabilities, repairs = self.model.capabilities, sample.report.repairs
         if not capabilities.reasons and capabilities.prefill:
             return await self._rank_with_prefilled_reasoning(request, tokens, sample)
@@ -297,7 +302,7 @@ class ListwiseRanker(WindowRanker):
     async def _rank_with_prefilled_reasoning(
         self, request: Request, tokens: int | None, sample: _Sample
     ) -> ParsedAnswer:
-        """Make a model reason that would answer at once: prefill `<think>` and stop the reasoning at the budget."""
+        """Prefill `<think>`, so that a model reasons that would otherwise answer at once; stop at the budget."""
         size, label_words = len(sample.window.doc_ids), self.settings.label_words
         max_reasoning_tokens = max(request.max_tokens - max_answer_tokens(size), 1)
         reasoning_request = replace(
@@ -322,7 +327,7 @@ class ListwiseRanker(WindowRanker):
     async def _force_answer(self, request: Request, truncated_answer: ParsedAnswer, sample: _Sample) -> ParsedAnswer:
         """Force an answer after truncated reasoning.
 
-        The trace is prefilled if the server supports that; else a new turn repeats it as notes.
+        The trace is prefilled if the server supports prefills. Otherwise a new turn repeats the trace as notes.
         """
         trace = truncated_answer.trace
         answer = None
@@ -393,12 +398,12 @@ class ListwiseRanker(WindowRanker):
 
 
 def _pass_on(chunk: StreamChunk, on_chunk: OnChunk) -> bool:
-    """Pass on a chunk that is not empty; return whether the response is to be stopped."""
+    """Call `on_chunk` with `chunk` unless it is empty, and return whether to stop the response."""
     return any(chunk) and bool(on_chunk(chunk))
 
 
 def _window_ranking(answer: ParsedAnswer, presented_ids: Sequence[str], window: Window) -> WindowRanking:
-    """Return the answer in terms of ids; passages that the model did not rank follow in the window's order."""
+    """Return the ranking with document ids. Passages that the model did not rank follow in the window's order."""
     ranked_ids = frozenset(presented_ids[number - 1] for number in answer.ranked_numbers)
     tiers = [
         tuple(presented_ids[number - 1] for number in tier if number in answer.ranked_numbers) for tier in answer.tiers

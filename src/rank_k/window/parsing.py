@@ -1,8 +1,8 @@
-"""Parse the response of a model into a ranking. Pure, never fails, and takes linear time in the length of the text.
+"""Parse a model's response into a ranking. Parsing never fails, does no I/O, and takes linear time.
 
-Two steps. First the reasoning trace is removed, wherever the server put it; digits in truncated reasoning are never
-parsed as a ranking. Then the answer is parsed as *chains*: ids with separators between them, as in `[3] > [2] = [1]`,
-`3, 2, 1`, a numbered list or a JSON list. One chain is chosen, by the rules at `_choose_chain`.
+Parsing has two steps. First, the reasoning trace is removed, wherever the server put it; digits in truncated reasoning
+are never parsed as a ranking. Then, the answer is parsed as *chains*: ids with separators between them, as in
+`[3] > [2] = [1]`, `3, 2, 1`, a numbered list or a JSON list. `_choose_chain` describes which chain is the answer.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from rank_k.models.reasoning_trace import split_response
 class ParsedAnswer:
     """The answer in a response.
 
-    `tiers`: 1-based ids, best first, ids of one tier tied; always a partition of 1..size.
-    `ranked_numbers`: the ids that the model itself ranked. `is_valid`: False if there was no usable answer; `tiers` is
-    then the input order. `trace`: the reasoning before the answer, "" if none.
-    `repairs`: how often something had to be repaired: "missing" (ids appended at the end in input order), "repeated"
+    `tiers`: the numbers of the passages in the window, from 1, best first; the passages of one tier are tied. Each
+    number from 1 to the size of the window appears exactly once. `ranked_numbers`: the numbers that the model itself
+    ranked. `is_valid`: False if there was no usable answer; `tiers` is then the input order. `trace`: the reasoning
+    before the answer, "" if none.
+    `repairs`: the number of repairs of each kind: "missing" (ids appended at the end in input order), "repeated"
     (later mentions dropped), "out_of_range" (dropped), "truncated" (reasoning or answer ended by the token limit),
     "unranked" (no usable answer), "unmatched_think_tag" (a closing tag without an opening one).
     """
@@ -39,7 +40,7 @@ class ParsedAnswer:
 
     @property
     def reasoning_truncated(self) -> bool:
-        """Whether the response ends before the answer, so that a forced answer can help."""
+        """Whether the response was truncated before the answer. A forced answer can then help."""
         return not self.is_valid and "truncated" in self.repairs
 
 
@@ -53,8 +54,8 @@ def parse_ranking(
 ) -> ParsedAnswer:
     """Parse a response about a window of `size` passages. Never raises, whatever the text.
 
-    `reasoning`: the response's separate reasoning field, if the server has one. `reasoning_closed`: the caller had
-    closed the reasoning, so that everything in the response is answer, in whichever field it is.
+    `reasoning`: the response's separate reasoning field, if the server has one. `reasoning_closed`: whether the request
+    already closed the reasoning. The response then contains only the answer, which may be in either field.
     """
     parts = split_response(text or "", reasoning or "", finish_reason, reasoning_closed)
     repairs: Counter[str] = Counter()
@@ -123,7 +124,7 @@ _PASSAGE_LABEL = re.compile(
 
 
 def _normalize(text: str) -> str:
-    """Return `text` with one form for each digit, bracket and separator, whichever of many forms it has."""
+    """Return `text` with all variants of digits, brackets and separators replaced by a single form."""
     text = _LATEX.sub(lambda m: ">" if m[1] else "=", text)
     text = _ENTITY.sub(lambda m: {"gt": ">", "rarr": ">", "equals": "="}.get(m[1], " "), text)
     text = _OTHER_TAG.sub(" ", _BREAK_TAG.sub("\n", text))
@@ -139,17 +140,17 @@ _TOKEN = re.compile(
     | (?P<sep>(?:-{1,3}|=)?>+|={1,2}|,)
     | (?P<newline>\r?\n|\r)
     | (?P<blank>[^\S\r\n]+)
-    | (?P<closing>[.!:)\]](?=\s|$))                                                     # ends a chain softly
+    | (?P<closing>[.!:)\]](?=\s|$))                                                     # may end a chain
     | (?P<other>\[|\d+|[^\W\d]+|.)
     """,
     re.VERBOSE,
 )
 _DIGITS = re.compile(r"-?\d+")
-_MAX_ID_DIGITS = 9  # of a number that can be an id; int() refuses thousands of them
+_MAX_ID_DIGITS = 9  # longer numbers are not ids, and int() rejects numbers with thousands of digits
 
 
 def _parse_id(digits: str) -> int:
-    """Return the id written as `digits`, or 0, which no passage has, if it is not a valid id."""
+    """Return the id written as `digits`, or 0 if it is not valid. No passage has the id 0."""
     return int(digits) if digits.isdecimal() and len(digits) <= _MAX_ID_DIGITS else 0
 
 
@@ -160,12 +161,12 @@ class _Chain:
     tiers: list[list[int]] = field(default_factory=list)
     bracketed: bool = True
     has_comparisons: bool = False  # has a > or =
-    has_blank_separators: bool = False  # somewhere only a blank separates
+    has_blank_separators: bool = False  # some ids are separated only by spaces
     fills_lines: bool = True  # nothing else on its line(s)
     is_numbered_list: bool = False  # a numbered list
     at_end: bool = False  # its last id is the last thing in the text
     group_count: int = 0
-    in_json_list: bool = False  # begins behind the bracket of a JSON list
+    in_json_list: bool = False  # begins right after the opening bracket of a JSON list
 
     @property
     def ids(self) -> list[int]:
@@ -183,7 +184,7 @@ class _Chain:
 
 
 _SCANNED_CHARACTERS = 5_000
-"""Characters read at each end of a long answer: a paragraph about each of 20 passages, at both ends together."""
+"""Characters read at each end of a long answer. Both ends together can hold a paragraph about each of 20 passages."""
 _SCANNED_CHARACTERS_PER_PASSAGE = 10
 """Further characters per passage of the window: `[1000] > ` takes nine."""
 
@@ -223,7 +224,7 @@ def _find_chains(text: str, size: int, truncated: bool = False) -> list[_Chain]:
 
 
 def _is_error(text: str) -> bool:
-    """Return whether `text` is a JSON error instead of an answer, so that no number in it is an id."""
+    """Return whether `text` is a JSON error instead of an answer. The numbers in an error are not ids."""
     if not re.match(r"\s*\{", text):
         return False
     try:
@@ -234,7 +235,7 @@ def _is_error(text: str) -> bool:
 
 
 def _is_continuation(first: _Chain, second: _Chain, seen_ids: set[int]) -> bool:
-    """Return whether `second`, on the next line, continues `first` instead of repeating it."""
+    """Return whether `second`, which is on a later line, continues `first` instead of starting a new ranking."""
     return (
         first.fills_lines
         and second.fills_lines
@@ -323,7 +324,7 @@ def _find_numbered_lists(text: str, truncated: bool) -> Iterator[_Chain]:
         rank = 0 if item is None or re.search(r"[>=]\s*\[?\d", item["rest"]) else int(item["rank"])
         if rank != len(chain.tiers) + 1:
             unfinished_item = _BARE_ITEM_NUMBER.fullmatch(line) if truncated and number == len(lines) - 1 else None
-            # One item is not a list, unless the number of a second one follows.
+            # A single item is not a list, unless it is followed by the number of a second item.
             if len(chain.tiers) > 1 or (
                 unfinished_item is not None and chain.tiers and int(unfinished_item[1]) == len(chain.tiers) + 1
             ):
@@ -342,9 +343,9 @@ def _find_numbered_lists(text: str, truncated: bool) -> Iterator[_Chain]:
 def _choose_chain(chains: list[_Chain], size: int, truncated: bool) -> _Chain | None:
     """Return the chain that is the answer, or None.
 
-    It is the last chain that ranks every id. Without such a chain, it is the one that ranks most ids: chains with > or
-    = come before plain lists, later chains before earlier ones. A few bare numbers within a sentence are not a ranking,
-    and a single id is one only if there is nothing else.
+    The answer is the last chain that ranks every id. If there is none, chains with > or = and numbered lists are
+    preferred to other chains, then chains with more ids, then later chains. A few bare numbers within a sentence are
+    not a ranking. A single id counts as a ranking only if the text contains nothing else.
     """
     for chain in chains:
         if truncated and chain.at_end and not chain.bracketed:

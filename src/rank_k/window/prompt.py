@@ -1,6 +1,7 @@
 """Prompt templates. A template turns a query and the passages of a window into the messages of a request.
 
-Pure, except for reading a template file. The caller sanitizes all texts first (`rank_k.window.sanitize`).
+This module does no I/O except for reading template files. The caller sanitizes all texts first
+(`rank_k.window.sanitize`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class PromptTemplate:
         after: The text after the passages, with the same fields.
         passage: The text of one passage. Fields: {i} and {text} (or {rank} and {candidate}).
         between: The separator of passages.
-        system: The system message; no such message if it is empty.
+        system: The system message. If it is empty, there is no system message.
         name: The template's name in messages to the user.
         sha256: The checksum of the template's text, stored in journals and reports.
     """
@@ -67,7 +68,7 @@ _PASSAGE_LINE = re.compile(r"^.*\{i\}.*\{text\}.*$", re.MULTILINE)
 
 
 def _fill_fields(template: str, values: dict[str, str]) -> str:
-    """Return `template` with its fields replaced, in one pass, so that braces in the values are not fields."""
+    """Return `template` with its fields replaced in one pass. Braces in the values are not treated as fields."""
     return _FIELD.sub(lambda m: values.get(m[1], m[0]), template)
 
 
@@ -77,8 +78,8 @@ _NUMBERED_LINE = re.compile(r"^\[(\d{1,6})\] (.+)$", re.MULTILINE)
 def extract_passages(content: str) -> tuple[str, ...]:
     """Return the passages of a message that has them as lines `[1] ...`, `[2] ...`, as most templates do.
 
-    If there are several such lists, the longest one counts, since a short one may be an example. Sanitized passages
-    cannot contain such a line.
+    If there are several such lists, the longest one is returned, because a short one may be an example. Sanitized
+    passages cannot contain such a line.
     """
     longest: list[str] = []
     passages: list[str] = []
@@ -96,8 +97,8 @@ def extract_passages(content: str) -> tuple[str, ...]:
 
 
 BUILTIN_TEMPLATES = {"listwise": "rank-k", "compact": "compact"}
-"""The names of the built-in templates in reports, by file name. "listwise", the default, has the instructions of the
-Rank-K paper in our words; "compact" is a short prompt for small distilled models."""
+"""Maps the file name of each built-in template to its name in reports. "listwise", the default, has the instructions of
+the Rank-K paper in our words; "compact" is a short prompt for small distilled models."""
 
 
 @cache
@@ -119,7 +120,7 @@ def template_of_student(name: str, texts: Mapping[str, str]) -> PromptTemplate:
 
 
 def read_template(path: str | Path) -> PromptTemplate:
-    """Return the template with that name (a key of `BUILTIN_TEMPLATES`) or in that file.
+    """Return the built-in template called `path` (a key of `BUILTIN_TEMPLATES`), or the template in the file `path`.
 
     Three kinds of files can be read:
 
@@ -174,7 +175,7 @@ def _parse_text(text: str, name: str, path: Path | None = None, between: str = "
 def _parse_script(source: str, path: Path) -> PromptTemplate:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings about the script are no concern of the user
+            warnings.simplefilter("ignore")  # the user cannot act on warnings about the script
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"prompt {path} is not Python source", "give the authors' rerank.py") from error
@@ -202,14 +203,17 @@ def _parse_yaml(text: str, path: Path) -> PromptTemplate:
         raise InputError(f"prompt {path} is not a rank_llm prompt template", f"write {', '.join(parts)} as texts")
     method, system, prefix, body, suffix = (fields.get(part) or "" for part in parts)
     if method != "singleturn_listwise":
-        raise InputError(f"prompt {path} is of the method {method!r}", "give a template of singleturn_listwise")
+        raise InputError(
+            f"prompt template {path} uses the method {method!r}, which is not supported",
+            "use one whose method is singleturn_listwise",
+        )
     if "{candidate}" not in body or "{rank}" not in body:
-        raise InputError(f"the body of prompt {path} lacks a field", "write {rank} and {candidate} in it")
+        raise InputError(f"the body of prompt {path} lacks a field", "write both {rank} and {candidate} in the body")
     if "{query}" not in prefix + suffix:
         raise InputError(f"prompt {path} has no {{query}} field", "write {query} in its prefix or suffix")
     known_fields = {"prefix": ("query", "num"), "body": ("rank", "candidate"), "suffix": ("query", "num")}
     for part, names in known_fields.items():
-        # rank_llm fills its templates with `str.format`: whatever that treats as a field must be a known field.
+        # rank_llm fills its templates with `str.format`: everything that this replaces must be a known field.
         for placeholder in re.findall(r"\{\{|\}\}|\{.*?\}", fields.get(part) or ""):
             if placeholder[1:-1] not in names:
                 raise InputError(

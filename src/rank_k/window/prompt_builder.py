@@ -1,4 +1,4 @@
-"""Build the prompt of a window: passages, sanitized and truncated, share the context with reasoning and answer."""
+"""Build the prompt of a window from sanitized passages, truncated so that reasoning and answer fit the context too."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rank_k.window.sanitize import join_lines, sanitize
 from rank_k.window.token_allocation import CHAT_TOKENS, allocate_tokens
 
 _MARKER_TOKENS = 8  # "[12] " and the line's end
-_MAX_TOKEN_CHARACTERS = 64  # characters: more than any but runs of blanks and the like
-_ESTIMATE_MARGIN = 1.15  # on estimated lengths, where the context is nearly full
+_MAX_TOKEN_CHARACTERS = 64  # longer tokens are rare: runs of spaces and similar
+_ESTIMATE_MARGIN = 1.15  # multiplies estimated lengths when the context is nearly full
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedQuery:
     """A query and its passages, sanitized and truncated. `repairs`: what was truncated or could only be estimated.
 
-    `passages`: texts by id. `lengths`: tokens by id, of the passages whose tokens had to be counted.
+    `passages`: texts by id. `lengths`: numbers of tokens by id, for passages whose tokens had to be counted.
     """
 
     query: Query
@@ -36,9 +36,9 @@ class PreparedQuery:
 
 @dataclass(frozen=True, slots=True)
 class PromptBuilder:
-    """Builds the messages of windows. Lengths are counted by `model` if it can count, else estimated.
+    """Builds the messages of windows. Tokens are counted by `model` if it can count them, and estimated otherwise.
 
-    Nothing is counted if a bound already says that everything fits, as it does for most passages.
+    Nothing is counted if an upper bound shows that everything fits, which is the case for most passages.
     """
 
     model: Model
@@ -52,7 +52,7 @@ class PromptBuilder:
         repairs: Counter[str] = Counter()
         texts, lengths = {}, {}
         for doc_id, passage in passages.items():
-            # Text far beyond the limit is removed first, so that few tokens are counted.
+            # Text far beyond the limit is removed first, which limits the number of tokens to count.
             beginning = truncate_graphemes(passage.text, self.passage_tokens * _MAX_TOKEN_CHARACTERS)
             sanitized = sanitize(beginning)
             texts[doc_id], length = await self._truncate(sanitized, self.passage_tokens, repairs)
@@ -78,10 +78,10 @@ class PromptBuilder:
     async def messages(
         self, prepared_query: PreparedQuery, doc_ids: Sequence[str], context_length: int, repairs: Counter[str]
     ) -> tuple[tuple[Message, ...], int]:
-        """Return the messages about `doc_ids` in this order, and how many tokens reasoning and answer may have.
+        """Return the messages about `doc_ids` in this order, and the token limit of reasoning and answer.
 
-        All of it fits into `context_length` by the rule of `rank_k.window.token_allocation`. Each truncation is counted
-        in `repairs`.
+        Together they fit into `context_length`; `rank_k.window.token_allocation` describes how. Each truncation is
+        counted in `repairs`.
         """
         texts, max_tokens = await self._fit(prepared_query, doc_ids, context_length, repairs)
         return self.template.messages(prepared_query.text, texts), max_tokens
@@ -120,7 +120,10 @@ class PromptBuilder:
         return "\n".join(message.content for message in self.template.messages(query, [""] * passage_count))
 
     async def _count_tokens(self, text: str, repairs: Counter[str]) -> int:
-        """Return the tokens of `text`: counted by the model if it can, else estimated with a margin, as a repair."""
+        """Return the number of tokens of `text`, counted by the model or else estimated with a margin.
+
+        An estimate is recorded in `repairs`.
+        """
         tokens = await self.model.count_tokens(text)
         if tokens is None:
             repairs["tokens_estimated"] = 1
@@ -128,7 +131,7 @@ class PromptBuilder:
         return tokens
 
     async def _truncate(self, text: str, max_tokens: int, repairs: Counter[str]) -> tuple[str, int | None]:
-        """Return `text`, truncated to `max_tokens` if it has more, and its tokens if they had to be counted."""
+        """Return `text`, truncated to `max_tokens`, and its number of tokens (None: they were not counted)."""
         if max_token_bound(text) <= max_tokens:
             return text, None
         while True:
@@ -142,7 +145,7 @@ class PromptBuilder:
 
 
 def presented_order(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, ...]:
-    """Return the order in which a sample presents the window: the input order for sample 0, else a shuffled order."""
+    """Return the order in which a sample presents the window: the input order for sample 0, otherwise a random one."""
     presented_ids = list(doc_ids)
     if sample:
         Random(f"{sample}|{query_id}|{'|'.join(doc_ids)}").shuffle(presented_ids)

@@ -1,4 +1,4 @@
-"""How much a window may reason, and when it should reason at all. Pure."""
+"""Decide for which windows a model should reason in the reasoning mode "auto". This module does no I/O."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rank_k.types import Window, WindowRanking
 
 @dataclass(frozen=True, slots=True)
 class AutoReasoningPolicy:
-    """When mode "auto" reasons about a window. `benchmarks/auto_thinking.py` measured the defaults.
+    """The rules by which the mode "auto" reasons about a window. `benchmarks/auto_thinking.py` measured the defaults.
 
     Attributes:
         top_k: Only windows that can change the first `top_k` ranks are reasoned about.
         max_rank: Windows that reach below this rank are ranked without reasoning, because later windows contain their
-            best passages again. Of the nine windows that slide over 100 candidates, the last four are within 50.
+            best passages again. Of the nine sliding windows over 100 candidates, the last four do not reach below 50.
         min_confidence: A window is reasoned about if the confidence of its direct ranking, from 0 to 1, is lower.
     """
 
@@ -33,10 +33,10 @@ class AutoReasoningPolicy:
 
 
 def should_reason(window: Window, direct_confidence: float | None, policy: AutoReasoningPolicy) -> bool:
-    """Return whether to reason about `window` after it was ranked directly.
+    """Return whether to reason about `window` after it was ranked directly, which means without reasoning.
 
-    The decision depends on nothing else, so that a replay decides alike. The ranking after reasoning does not replace
-    the direct one: the window's result has both.
+    The decision depends only on the arguments, so a replay of the run makes the same decision. The ranking after
+    reasoning does not replace the direct one: the window's result has both.
 
     Args:
         window: The window.
@@ -57,9 +57,10 @@ _ID = re.compile(r"\[(\d{1,4})\]")
 def answer_confidence(tokens: Sequence[tuple[str, float]], size: int, top_k: int = 10) -> float | None:
     """Return the confidence in the first `top_k` ids of an answer: the geometric mean of their probabilities.
 
-    The answer is the longest chain of ids in the response; of equally long chains, the last. The probability of an id
-    is the product over all tokens that it touches, its closing bracket included, because `[1]` and `[10]` begin alike.
-    Ids outside 1..`size` and repeated ids are skipped. Never raises.
+    The answer is the longest chain of ids in the response, or the last one of several equally long chains. The
+    probability of an id is the product of the probabilities of all tokens that overlap it, including its closing
+    bracket, because `[1]` and `[10]` begin with the same characters. Ids outside 1..`size` and repeated ids are
+    skipped. Never raises.
 
     Args:
         tokens: (text, natural log-probability) of the tokens of the response, in any tokenization.
@@ -96,7 +97,7 @@ def _find_id_spans(text: str, size: int) -> list[tuple[int, int]]:
 
 
 def ranking_agreement(first: WindowRanking, second: WindowRanking, top_k: int = 10) -> float:
-    """Return how well two rankings of a window agree about its top, from 0 (at most as well as random ones) to 1.
+    """Return how well two rankings of a window agree about its top, from 0 (no better than random rankings) to 1.
 
     This is Kendall's tau, raised to at least 0, over the pairs with at least one passage among the first `top_k` of
     either ranking. A pair that only one ranking ties counts as neither agreement nor disagreement. Pairs that both tie,

@@ -1,16 +1,17 @@
 """Stop responses that repeat themselves.
 
 `repetition_detector` reads a text while it streams. Reasoning often repeats something without being stuck: a trace may
-go through its list twice, and a list of labels is the same sentence with other numbers. So a text repeats itself only
-if it ends with one of the following:
+go through its list twice, and a list of labels repeats one sentence with different numbers. A text therefore counts as
+repeating itself only if it ends with one of the following:
 
     a copy          text that appears for the third time, word for word
-    a paragraph     the same, with one or two other numbers each time
-    a list          the same sentence with other numbers, more than twice for each passage of the window
-    a few phrases   sentences in any order, all of which appeared several times before
+    a paragraph     text that appears for the third time, with one or two different numbers each time
+    a list          one sentence with different numbers, more than twice for each passage of the window
+    a few phrases   sentences in any order, each of which appeared several times before
 
-The first three have a period: `text[i] == text[i - period]` for all characters of the *run* that ends the text. A new
-word ends a run: "[1] is about cats, [2] is about dogs" has none.
+The first three are periodic: `text[i] == text[i - period]` for all characters of the *run* at the end of the text. In
+paragraphs and lists, every number is replaced by 0 before this comparison, so that numbers may differ. A different word
+ends a run: "[1] is about cats, [2] is about dogs" is not periodic.
 """
 
 from __future__ import annotations
@@ -28,34 +29,36 @@ CHECK_INTERVAL = 128
 """Characters between two checks."""
 
 TAIL_CHARACTERS = 24_000
-"""Characters that are searched for repetitions, so that the longest period is 12,000: about 1,800 English words. In a
-trace of 8,000 tokens, what repeats at a longer distance looks the same as reading the passages again."""
+"""Number of characters at the end of the text that are searched for repetitions. The longest possible period is half of
+this, about 1,800 English words. In a trace of 8,000 tokens, text that repeats at a longer distance cannot be
+distinguished from a second reading of the passages."""
 
 COPIED_TOKENS = 100
 COPIED_CHARACTERS = 400
-"""Tokens, or characters, of a third copy that make a repetition. No ordinary trace has so much text three times. The
-characters count if words are long, as in German, or if there are few words, as in an endless line of dashes."""
+"""A copy is a repetition when this many tokens, or this many characters, of it appear for the third time. Ordinary
+traces do not contain so much text three times. The limit in characters is for long words, as in German, and for text
+with few words, such as an endless line of dashes."""
 
 PARAGRAPH_TOKENS = 64
 PARAGRAPH_COPIED_TOKENS = 160
 PARAGRAPH_CHANGES = 2
-"""A paragraph of at least `PARAGRAPH_TOKENS` (about 50 words) that appears with at most `PARAGRAPH_CHANGES` other
-numbers each time is a repetition when `PARAGRAPH_COPIED_TOKENS` of it appear for the third time. A shorter one may be
-the sentence that a plain list has for every passage."""
+"""A paragraph of at least `PARAGRAPH_TOKENS` (about 50 words) in which at most `PARAGRAPH_CHANGES` numbers differ each
+time is a repetition when `PARAGRAPH_COPIED_TOKENS` of it appear for the third time. A shorter paragraph may be an
+ordinary list with the same sentence about every passage."""
 
 LISTS = 2
 LIST_TOKENS = 512
-"""The same sentence with other numbers is a repetition when it appears more than `LISTS` times for each passage of the
-window, in at least `LIST_TOKENS`. A list of all passages, twice, is ordinary reasoning, and so is a small matrix of
+"""One sentence with different numbers is a repetition when it appears more than `LISTS` times for each passage of the
+window, in at least `LIST_TOKENS` tokens. Listing all passages twice is ordinary reasoning, and so is a small matrix of
 numbers."""
 
 PHRASES_CHARACTERS = 1_200
 PHRASES_TIMES = 3
 PHRASES_WITHIN = 8_000
-"""Phrases in any order are a repetition when each phrase of the last `PHRASES_CHARACTERS` appeared `PHRASES_TIMES`
-before, all within `PHRASES_WITHIN`."""
+"""Phrases in any order are a repetition when each phrase in the last `PHRASES_CHARACTERS` characters appeared at least
+`PHRASES_TIMES` times before, within the last `PHRASES_WITHIN` characters."""
 
-_PHRASE = 36  # characters of the phrases that are counted, about eight words
+_PHRASE = 36  # length of a phrase in characters
 _UNSPACED_SCRIPTS = (  # Thai to Tibetan, Burmese, Khmer, kana, ideographs, Hangul, ideographs beyond the basic plane
     r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
 )
@@ -70,9 +73,9 @@ def repetition_detector(passages: int = 20) -> Callable[[str], int | None]:
         passages: The number of passages of the window.
 
     Returns:
-        A function that receives the next piece and returns the start of the repetition in characters: `text[:start]`
-        contains the repeated text once. It returns None until a repetition is detected, which does not depend on how
-        the text is cut into pieces. Later pieces are ignored.
+        A function that receives the next piece of the text. It returns None until it detects a repetition, and then the
+        position where the repetition starts: `text[:start]` contains the repeated text once. The result does not depend
+        on how the text is split into pieces. Pieces after the detection are ignored.
     """
     detection = _detect_repetition(passages)
     next(detection)
@@ -83,7 +86,7 @@ def _detect_repetition(passages: int) -> Generator[int | None, str, None]:
     unchecked = ""
     checked_characters = 0
     tail = ""
-    shape = ""  # the tail with all numbers alike
+    shape = ""  # the tail with every number replaced by 0
     start = None
     while True:
         piece = yield start
@@ -94,7 +97,7 @@ def _detect_repetition(passages: int) -> Generator[int | None, str, None]:
             text = unchecked[end - CHECK_INTERVAL : end]
             text_shape = _NUMBER.sub("0", text)
             if text[0].isdecimal() and tail[-1:].isdecimal():
-                text_shape = text_shape[1:]  # the rest of a number
+                text_shape = text_shape[1:]  # the text continues a number that the shape already contains
             checked_characters += len(text)
             tail = (tail + text)[-TAIL_CHARACTERS:]
             shape = (shape + text_shape)[-TAIL_CHARACTERS:]
@@ -152,7 +155,7 @@ def _periods(text: str, length: int) -> Iterator[int]:
 
 
 def _count_tokens(text: str) -> int:
-    """Return roughly how many tokens a model makes of `text`: words, numbers, marks, and letters without spaces."""
+    """Estimate the tokens of `text`: words, groups of three digits, marks, and letters of scripts without spaces."""
     return len(_TOKEN.findall(text))
 
 
@@ -160,7 +163,7 @@ class StopOnRepetition(ModelWrapper):
     """Stop responses of `model` that begin to repeat themselves.
 
     A stopped response has the `finish_reason` "stopped", and its reasoning and text end where the repetition begins.
-    Stopping it saved up to `max_tokens` less its completion tokens.
+    Stopping it saved at most `max_tokens` minus its completion tokens.
     """
 
     async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:

@@ -1,7 +1,8 @@
-"""Sanitize the text of queries, passages and reasoning traces before it enters a prompt. Pure.
+"""Sanitize queries, passages and reasoning traces before they enter a prompt. This module does no I/O.
 
-Passages are data. Anything in them that could forge structure (the `[n]` of another passage, reasoning tags, tokens of
-chat templates) is replaced by look-alike characters, here and nowhere else. Users get the original text back.
+Passages are data, not instructions. Text that a model could mistake for structure (a passage number such as `[3]`, a
+reasoning tag, a chat-template token) is replaced by look-alike characters. Only the prompt contains the sanitized text;
+users get the original text back.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 
-# --- characters that readers do not see ---
+# --- invisible characters ---
 
 _INVISIBLE = re.compile(
     # soft hyphen, joiners and fillers without a glyph, direction overrides, byte order mark, annotation marks
@@ -21,11 +22,11 @@ _INVISIBLE = re.compile(
 _JOINER = re.compile(
     # Zero-width joiners and non-joiners next to ASCII. Between other characters, Persian, Hindi and emoji need them.
     "(?<![^\x00-\x7f])[\u200c\u200d]+|[\u200c\u200d]+(?![^\x00-\x7f])"
-    # Direction marks before ASCII, where they could split a marker or a tag. Arabic and Hebrew text needs the others.
+    # Direction marks before ASCII, where they could split a number or a tag. Arabic and Hebrew need them elsewhere.
     "|[\u061c\u200e\u200f\u202a-\u202c\u2066-\u2069]+(?=[!-~])"
 )
 
-# --- numbers of passages ---
+# --- passage numbers ---
 
 _DIGIT = "[\\d⁰¹²³⁴-⁹₀-₉①-⑳⓪㉑-㉟㊱-㊿❶-❿➀-➓]"
 _MARKER = re.compile(
@@ -34,14 +35,14 @@ _MARKER = re.compile(
 )
 _BRACKET_ENTITY = re.compile(r"&(?:(\#0*91|\#x0*5b|lsqb|lbrack)|\#0*93|\#x0*5d|rsqb|rbrack);", re.IGNORECASE)
 
-# --- tokens of chat templates ---
+# --- chat-template tokens ---
 
 _TOKEN = re.compile(
-    # <|im_end|>, <｜User｜>; and with one bar only: <|turn>, <turn|>
+    # <|im_end|>, <｜User｜>; and with a single bar: <|turn>, <turn|>
     r"<(?=[|｜▁]|/?\w{1,20}[|｜]>)"
     # any word with an underscore: <start_of_turn>, <file_sep>, <longcat_think>, <reserved_106>
     r"|<(?=\s?/?\s?(?:\w+:)?\w{0,40}_\w{0,40}(?:[\s=][^>]{0,60})?\s?/?>)"
-    # tags of reasoning, turns, tools and sequences; with the closing bracket: `a < s` is mathematics
+    # tags of reasoning, turns, tools and sequences; the closing bracket is required, because `a < s` is mathematics
     r"|<(?=\s?/?\s?(?:\w+:)?(?i:think|thinking|thought|reasoning|analysis|answer|response|role|sys|s|mask|unk|pad|bos"
     r"|eos|sep|cls|sop|eop|unused\d+|tools?|reponame|filename)(?:[\s=][^>]{0,60})?\s?/?>)"
     # ◁think▷; [|user|]; ]~b] and [e~[
@@ -64,9 +65,9 @@ def join_lines(text: str) -> str:
 def sanitize(text: str, *, markers: bool = True) -> str:
     """Return `text` on one line, without anything that the model could mistake for structure.
 
-    `[3]` and its many variants become `(3)`, unless `markers` is False, as for queries. `<think>`, `<|im_end|>`, `</s>`
-    and similar tokens get a look-alike bracket, `[INST]` becomes `(INST)`, and the slash of `/no_think` is replaced.
-    Invisible characters are removed, except where a script needs them.
+    `[3]` and its variants become `(3)` if `markers` is True; queries are sanitized with `markers=False`. `<think>`,
+    `<|im_end|>`, `</s>` and similar tokens get a look-alike bracket, `[INST]` becomes `(INST)`, and the slash of
+    `/no_think` is replaced. Invisible characters are removed, except where a script needs them.
     """
     text = join_lines(_JOINER.sub("", join_lines(_INVISIBLE.sub("", text))))
     if markers:

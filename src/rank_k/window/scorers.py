@@ -1,8 +1,9 @@
-"""Rank windows by a score for each passage, and the scorer that computes query likelihood.
+"""Rank windows by passage scores, and compute query likelihood as such a score.
 
-Query likelihood: how probable does the model find the query after the passage? Language models know that without having
-been trained to rank. From Ponte and Croft (1998); with large language models, Sachan et al. (2022, arXiv 2204.07496).
-The length of the query is the same for all its passages, so that it is not divided by.
+Query likelihood is the probability that the model assigns to the query after reading the passage. Language models can
+compute it without having been trained to rank. It was introduced by Ponte and Croft (1998), and applied to large
+language models by Sachan et al. (2022, arXiv 2204.07496). Log-likelihoods are not divided by the length of the query,
+because it is the same for all passages of the query.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ class Scorer(Protocol):
     prompt_builder: PromptBuilder
 
     async def prepare(self) -> None:
-        """Raise `InputError` if this cannot score. Runs once, before the first `score`."""
+        """Raise `InputError` if the scorer cannot work with its model. Runs once, before the first `score`."""
 
     async def score(self, query: Query, passages: Sequence[Passage], report: WindowReport) -> list[float | None]:
-        """Return the score of each passage, higher for a better one; None if there is no usable score.
+        """Return the score of each passage, where higher is better; None for a passage without a usable score.
 
         Adds its calls and repairs to `report`. Raises `ModelError` if a model does not respond.
         """
@@ -104,9 +105,9 @@ class ScoreRanker(WindowRanker):
 
 
 class QueryLikelihoodScorer:
-    """Scores passages by the log-likelihood of the query after them. One request per passage, all at the same time.
+    """Scores each passage by the log-likelihood of the query after the passage.
 
-    `passage_tokens`: passages are truncated to this.
+    It sends one request per passage, all of them concurrently. Passages are truncated to `passage_tokens`.
     """
 
     def __init__(self, model: Model, passage_tokens: int = PASSAGE_TOKENS) -> None:
@@ -117,8 +118,8 @@ class QueryLikelihoodScorer:
         """Raise `InputError` if the model does not return the probability of a given text."""
         if not self.model.capabilities.scores_given_text:
             raise InputError(
-                f"{self.model.name} cannot be asked how likely a query is",
-                "rank by comparison, or with the embedded model or a llama.cpp server",
+                f"{self.model.name} does not return the probability of a given text, which query likelihood needs",
+                "use the method listwise, the embedded model, or a llama.cpp server",
             )
 
     async def score(self, query: Query, passages: Sequence[Passage], report: WindowReport) -> list[float | None]:
@@ -130,7 +131,7 @@ class QueryLikelihoodScorer:
                 task.cancel()
 
     async def _log_probability(self, query: Query, passage: Passage, report: WindowReport) -> float | None:
-        """Return the log-probability of the query after this passage, or None if the response does not have it."""
+        """Return the log-probability of the query after this passage, or None if the response does not contain it."""
         forced_text = f" {query.text}"
         [message] = LIKELIHOOD_TEMPLATE.messages(query.text, [passage.text])
         request = Request(

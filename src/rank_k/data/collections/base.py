@@ -1,4 +1,4 @@
-"""Collections and corpora in files, and runs without the documents that a collection excludes."""
+"""Collections and corpora that are stored in files, and runs without the documents that a collection excludes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class CollectionFiles:
         queries: The queries. Some may have no judgments, for example because BEIR keeps all splits in one file.
         qrels: The judgments (None: there are none).
         runs: First-stage runs in the same directory (`run.*.trec`), sorted by name.
-        excluded: The documents that must not be ranked.
-        first_stage: The run to rerank that belongs to the collection (None: there is none).
+        excluded: For each query, the documents that must not be ranked.
+        first_stage: The first-stage run that is part of the collection (None: there is none).
     """
 
     documents: Path

@@ -25,7 +25,7 @@ def load_beir(directory: str) -> CollectionFiles:
     folder = Path(directory).expanduser()
     if not folder.is_dir():
         problem = f"dataset beir:{directory}: {folder} is not a directory"
-        raise InputError(problem, "name the directory that has corpus.jsonl")
+        raise InputError(problem, "give the directory that contains corpus.jsonl")
     return CollectionFiles(
         documents=_required_file(folder, ["corpus.jsonl"], "documents"),
         queries=_required_file(folder, ["queries.test.jsonl", "queries.jsonl"], "queries"),

@@ -31,7 +31,7 @@ SUBSETS = (
     *("biology", "earth_science", "economics", "psychology", "robotics", "stackoverflow", "sustainable_living"),
     *("leetcode", "pony", "aops", "theoremqa_questions", "theoremqa_theorems"),
 )
-"""The published subsets. A directory that the user names may have others."""
+"""The published subsets. A directory given by the user may contain different ones."""
 
 _COLUMNS = {"documents": ("id", "content"), "examples": ("id", "query", "gold_ids", "excluded_ids")}
 
@@ -82,7 +82,7 @@ def _find_files(folder: Path | None, subset: str) -> dict[str, list[Path]]:
     """Return the files of each part.
 
     Args:
-        folder: The directory that the user named. Without one, the files may be downloaded.
+        folder: The directory given by the user. Without one, the files may be downloaded.
         subset: The subset.
     """
     data_directory = os.environ.get("RANK_K_DATA")

@@ -40,12 +40,12 @@ FEATURED_EVERY = 7
 """The first question and every seventh one after it are featured. This rule does not depend on any ranking."""
 
 MIN_WORDS, DEFINITION_WORDS, FULL_WORDS, MAX_WORDS = 6, 20, 60, 130
-"""How texts are split, in words. Texts shorter than MIN_WORDS are skipped, and texts longer than MAX_WORDS are split.
+"""Limits for splitting texts, in words. Texts below MIN_WORDS are skipped, and texts above MAX_WORDS are split.
 A passage ends before the next definition (`str.join(iterable)`) when it has DEFINITION_WORDS, and before the next
 paragraph when it has FULL_WORDS."""
 
 AGGREGATE_TOPICS = ("typesseq", "types", "compound", "specialnames")
-"""Topics that include the texts of others. They are read last, so that a shared text belongs to the other topic."""
+"""Topics that include the texts of other topics. They are read last, so that a text belongs to its original topic."""
 
 SOURCE_MODULES = """
     abc argparse ast asyncio asyncio.tasks asyncio.base_events asyncio.events asyncio.runners asyncio.timeouts
@@ -78,7 +78,7 @@ PUBLIC_NAMES = (
     (r"^_signal\b", "signal"),
     (r"^builtins\.", ""),
 )
-"""Patterns and replacements that turn the name of a definition into its public name. They are applied in order."""
+"""Patterns and replacements that convert the name of a definition to its public name. They are applied in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ def _language_topics() -> Iterator[tuple[str, str, str]]:
     except ImportError as error:
         raise InputError(
             "this Python was installed without the texts of help(), the module pydoc_data",
-            "install the full standard library (on Debian, the package libpython3-stdlib) or another Python",
+            "install the full standard library (on Debian, the package libpython3-stdlib) or use a different Python",
         ) from error
     for topic in sorted(topics, key=lambda topic: (topic in AGGREGATE_TOPICS, topic)):
         yield f"topic:{topic}", topic, topics[topic]
@@ -224,14 +224,14 @@ def _docstrings_in_source() -> Iterator[tuple[str, str, str]]:
     if not sources:
         raise InputError(
             f"this Python was installed without the source of its standard library (there is none in {library})",
-            "run Rank-K with another Python",
+            "run Rank-K with a different Python",
         )
     for module, path in sources:
         yield from _docstrings_of_node(module, ast.parse(path.read_bytes()))
 
 
 def _docstrings_of_node(name: str, node: ast.AST) -> Iterator[tuple[str, str, str]]:
-    """Yield the docstring of `node` and those of the definitions in it, but not those inside functions."""
+    """Yield the docstrings of `node` and of the definitions in it, without definitions inside functions."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         if text := ast.get_docstring(node):
             yield name, name + _without_self(_parameters(node.args)), text
@@ -338,7 +338,7 @@ class _Block(NamedTuple):
 
     @property
     def may_define(self) -> bool:
-        """Whether the paragraph may be the head of a definition like `str.join(iterable)`: short, without full stop."""
+        """Whether the paragraph may be the head of a definition like `str.join(iterable)`: short, without a period."""
         return len(self.text.split()) <= 12 and self.text[-1:] not in ".:,;" and not self.text.startswith(">>>")
 
 

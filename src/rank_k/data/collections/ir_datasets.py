@@ -1,7 +1,7 @@
 """The datasets of ir_datasets (MacAvaney et al., SIGIR 2021).
 
 Queries, judgments and scored documents are written to files in the cache whenever they are needed, so that the rest of
-Rank-K reads them like files of the user. Documents stay in the store of ir_datasets.
+Rank-K can read them like any other files. Documents stay in the store of ir_datasets.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class IrDataset:
 
     @cached_property
     def queries(self) -> Path:
-        """The queries, a JSONL file. `text` is the default text in ir_datasets; other fields with text follow."""
+        """The queries as a JSONL file. `text` is the default text in ir_datasets; other text fields are included."""
         self._require_part("queries", "queries")
         queries = _rows(self.name, "queries", self._dataset.queries_iter)
         return self._write("queries.jsonl", map(_query_line, queries))
@@ -112,7 +112,7 @@ class IrDataset:
     def _require_part(self, part: str, label: str) -> None:
         if not self._dataset.has(part):
             raise InputError(
-                f"dataset {self.name} has no {label}", "name one of its subsets that has, or give the files"
+                f"dataset {self.name} has no {label}", f"give the id of a subset that has {label}, or give the files"
             )
 
 
@@ -177,7 +177,7 @@ def _rows(name: str, part: str, iterate: Callable[[], Iterable[Any]]) -> Iterato
     while True:
         with _errors_as_input_error(
             name, part
-        ):  # the context does not include `yield`, so that output of the caller is not suppressed
+        ):  # `yield` is outside the context, because the context would suppress output of the caller
             row = next(rows, None)
         if row is None:
             return
@@ -254,7 +254,7 @@ def _unavailable_error(name: str, part: str, error: Exception, records: Iterable
 
 
 def _attempted_urls(error: BaseException) -> list[str]:
-    """Return the URLs that could not be downloaded: of a failed HTTP request, or of all mirrors that were tried."""
+    """Return the URLs that could not be downloaded: the URL of a failed HTTP request, or of each mirror tried."""
     lists_of_mirrors = [argument for argument in error.args if isinstance(argument, list)]
     mirrors = [
         attempt[0] for attempt in chain.from_iterable(lists_of_mirrors) if isinstance(attempt, tuple) and attempt
