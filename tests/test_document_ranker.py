@@ -97,10 +97,14 @@ def test_rank_accepts_mappings_with_a_text() -> None:
         ("q", {"a": "text", "b": "text"}, r"documents is a mapping; give a list: list\(documents.values\(\)\)"),
         ("q", ["a", 1], r"documents\[1\] is of type int"),
         ("q", [{"title": "a"}], r"documents\[0\] is of type dict and has no text"),
+        ("q", {"text": ["a", "b"]}, r"give a list: \[document\]"),
+        ("q", {"a", "b"}, "documents is of type set"),
+        ("q", None, "documents is of type NoneType"),
         (" ", ["a", "b"], "the query is empty"),
+        (["a", "b"], "q", "the query is of type list"),
     ],
 )
-def test_rank_rejects_documents_and_queries_without_text(query: str, documents: Any, problem: str) -> None:
+def test_rank_rejects_documents_and_queries_without_text(query: Any, documents: Any, problem: str) -> None:
     with Reranker(ScriptedModel([])) as reranker, pytest.raises(InputError, match=problem):
         reranker.rank(query, documents)
 
@@ -117,8 +121,36 @@ def test_rank_returns_the_first_top_n_hits() -> None:
     with Reranker(ScriptedModel(["[2] > [3] > [1]"] * 2)) as reranker:
         assert [hit.text for hit in reranker.rank("q", ["a", "b", "c"], top_n=2)] == ["b", "c"]
         assert len(reranker.rank("q", ["a", "b", "c"], top_n=9)) == 3
-        with pytest.raises(InputError, match="top_n must be at least 1"):
-            reranker.rank("q", ["a", "b", "c"], top_n=0)
+        for number in (0, "2"):
+            wrong: Any = {"top_n": number}
+            with pytest.raises(InputError, match="top_n must be a whole number of at least 1"):
+                reranker.rank("q", ["a", "b", "c"], **wrong)
+
+
+def test_rank_accepts_any_iterable_of_documents() -> None:
+    texts = {"x": "a", "y": "b"}
+    with Reranker(ScriptedModel(["[2] > [1]"] * 2)) as reranker:
+        for documents in (texts.values(), (text for text in texts.values())):
+            assert [hit.text for hit in reranker.rank("q", documents)] == ["b", "a"]
+
+
+def test_rank_suggests_arguments_for_unknown_ones() -> None:
+    with Reranker(ScriptedModel([])) as reranker:
+        for argument, suggestion in {"top_k": "top_n", "max_second": "max_seconds"}.items():
+            unknown: Any = {argument: 2}
+            with pytest.raises(TypeError, match=rf"rank\(\) got .*'{argument}'; did you mean '{suggestion}'"):
+                reranker.rank("q", ["a", "b"], **unknown)
+
+
+def test_reranker_reports_misspelled_options_before_it_looks_for_the_model() -> None:
+    for argument, suggestion in {"servr": "server", "base_url": "server"}.items():
+        options: Any = {argument: "http://localhost:8000/v1"}
+        with pytest.raises(TypeError, match=rf"'{argument}'; did you mean '{suggestion}'"):
+            Reranker("oracle", **options)
+    with pytest.raises(
+        InputError, match=r"no embedded model or file gpt-4o.*--server URL, or server= in Python.*rank-k-nano"
+    ):
+        Reranker("gpt-4o")
 
 
 def test_hits_are_shown_as_a_short_table() -> None:

@@ -15,7 +15,7 @@ from rank_k.models.cached import CachedModel
 from rank_k.models.retry import RetryPolicy
 from rank_k.models.student import Student, default_model, find_student
 from rank_k.models.weights import Weights, locate
-from rank_k.options import InferenceOptions, RerankOptions, options_of, resolve
+from rank_k.options import InferenceOptions, RerankOptions, check_names, options_of, resolve
 from rank_k.strategies import make_strategy
 from rank_k.strategies.base import Strategy
 from rank_k.strategies.combined import Combined
@@ -48,6 +48,7 @@ def resolve_options(
         InputError: If an option is invalid.
         MissingWeights: If the weights are not on this machine.
     """
+    check_names(given)  # before the model is looked for, because the misspelled option may be the server
     local_model = find_local_model(model, given)
     options = resolve(
         given,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from difflib import get_close_matches
+from inspect import signature
 from itertools import count
+from typing import Any, NoReturn
 from uuid import uuid4
 
 from rank_k.build import build_job, build_strategy
@@ -54,7 +57,7 @@ class DocumentRanker:
     async def rank(
         self,
         query: str,
-        documents: Sequence[Document],
+        documents: Iterable[Document],
         *,
         top_n: int | None = None,
         max_seconds: float | None = None,
@@ -65,16 +68,22 @@ class DocumentRanker:
         on_chunk: Hook | None = None,
         on_result: Hook | None = None,
         on_ranking: Hook | None = None,
+        **unknown: Any,
     ) -> RankedHits:
         """Return the documents in the order of their relevance to `query`; see `Reranker.rank`."""
+        for argument in unknown:
+            _reject_argument(argument)
         deadline = deadline_after(max_seconds)
         for option, value in {"strategy": strategy, "reasoning": reasoning}.items():
             if value is not None and self._options.method == "likelihood":
                 raise InputError(f"{option} is for comparison, not for likelihood", "leave it out")
+        if not isinstance(query, str):
+            raise InputError(f"the query is of type {type(query).__name__}", "give a text, and then the documents")
         if not query.strip():
             raise InputError("the query is empty", "give the text of the query")
-        if top_n is not None and top_n < 1:
-            raise InputError(f"top_n must be at least 1 (got {top_n})", "leave it out to get all documents")
+        if top_n is not None and (not isinstance(top_n, int) or top_n < 1):
+            raise InputError(f"top_n must be a whole number of at least 1 (got {top_n!r})", "leave it out to get all")
+        documents = list_documents(documents)
         texts = document_texts(documents)
         query_strategy = self._strategy if strategy is None else build_strategy(strategy, self._options)
         mode = None if reasoning is None else ReasoningMode.parse(reasoning)
@@ -144,16 +153,30 @@ def _without_query_id(hook: Hook | None) -> Hook | None:
     return hook and (lambda query_id, *arguments: hook(*arguments))
 
 
-def document_texts(documents: Sequence[Document]) -> list[str]:
-    """Return the texts of `documents`.
+def _reject_argument(name: str) -> NoReturn:
+    """Raise `TypeError` for an argument that `Reranker.rank` does not have."""
+    known = [
+        parameter for parameter in signature(DocumentRanker.rank).parameters if parameter not in ("self", "unknown")
+    ]
+    matches = ["top_n"] if name in ("top_k", "k", "limit") else get_close_matches(name, known, n=1)
+    hint = f"; did you mean {matches[0]!r}?" if matches else f"; the arguments are {', '.join(known)}"
+    raise TypeError(f"rank() got an unexpected keyword argument {name!r}{hint}")
 
-    Raises:
-        InputError: If `documents` is a single text or a mapping, or holds anything but texts and mappings with a text.
-    """
+
+def list_documents(documents: Iterable[Document]) -> Sequence[Document]:
+    """Return `documents` as a sequence. Raises `InputError` if it is a single text, a mapping or a set."""
     if isinstance(documents, str | bytes):
         raise InputError("documents is a single text", "give a list of texts")
     if isinstance(documents, Mapping):
-        raise InputError("documents is a mapping", "give a list: list(documents.values())")
+        remedy = "give a list: [document]" if "text" in documents else "give a list: list(documents.values())"
+        raise InputError("documents is a mapping", remedy)
+    if isinstance(documents, Set) or not isinstance(documents, Iterable):
+        raise InputError(f"documents is of type {type(documents).__name__}", "give a list of texts")
+    return documents if isinstance(documents, Sequence) else list(documents)
+
+
+def document_texts(documents: Sequence[Document]) -> list[str]:
+    """Return the texts of `documents`. Raises `InputError` if one is neither a text nor a mapping with a text."""
     texts = []
     for position, document in enumerate(documents):
         text = document.get("text") if isinstance(document, Mapping) else document

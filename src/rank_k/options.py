@@ -15,7 +15,7 @@ Nothing here reads files or calls a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from types import MappingProxyType
@@ -355,6 +355,20 @@ def parse_option(name: str, value: Any, options: Mapping[str, Option] = OPTIONS,
         raise InputError(f"{name} is {value!r}", f"give {spec.kind.expected}") from error
 
 
+_NAMES_OF_OTHERS = {"base_url": "server", "api_base": "server", "url": "server", "think": "reasoning"}
+"""Names that other libraries have for options."""
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise `TypeError` for the first name that is not an option, with a suggestion."""
+    for name in names:
+        if name not in OPTIONS:
+            matches = get_close_matches(name, OPTIONS, n=1)
+            suggestion = _NAMES_OF_OTHERS.get(name) or (matches[0] if matches else "")
+            hint = f"; did you mean {suggestion!r}?" if suggestion else ""
+            raise TypeError(f"Reranker() got an unexpected keyword argument {name!r}{hint}")
+
+
 def resolve(
     given: Mapping[str, Any],
     *,
@@ -376,11 +390,7 @@ def resolve(
         InputError: If an option is out of bounds or contradicts another one.
         TypeError: If an option does not exist.
     """
-    for name in given:
-        if name not in OPTIONS:
-            matches = get_close_matches(name, OPTIONS, n=1)
-            suggestion = f"; did you mean {matches[0]!r}?" if matches else ""
-            raise TypeError(f"Reranker() got an unexpected keyword argument {name!r}{suggestion}")
+    check_names(given)
     user = {
         name: parse_option(name, value)
         for name, value in given.items()

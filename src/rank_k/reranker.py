@@ -81,7 +81,7 @@ class Reranker:
         """The scoring method."""
         return self.options.method or "listwise"
 
-    def rank(self, query: str, documents: Sequence[Document], **arguments: Unpack[QueryArguments]) -> RankedHits:
+    def rank(self, query: str, documents: Iterable[Document], **arguments: Unpack[QueryArguments]) -> RankedHits:
         """Return `documents` in the order of their relevance to `query`.
 
         Args:
@@ -95,7 +95,7 @@ class Reranker:
         """
         return self._loop.run(self._documents.rank(query, documents, **arguments))
 
-    async def arank(self, query: str, documents: Sequence[Document], **arguments: Unpack[QueryArguments]) -> RankedHits:
+    async def arank(self, query: str, documents: Iterable[Document], **arguments: Unpack[QueryArguments]) -> RankedHits:
         """Do the same as `rank` in async code. Cancellation cancels the requests in flight."""
         return await asyncio.wrap_future(self._loop.submit(self._documents.rank(query, documents, **arguments)))
 

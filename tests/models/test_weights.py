@@ -252,7 +252,7 @@ def test_locate_by_path(tmp_path: Path) -> None:
 
 def test_locate_and_fetch_list_the_known_names() -> None:
     for function in (locate, fetch):
-        with pytest.raises(InputError, match=r"'gpt-5'.*smollm2-135m-instruct"):
+        with pytest.raises(InputError, match=r"gpt-5.*smollm2-135m-instruct"):
             function("gpt-5")
 
 

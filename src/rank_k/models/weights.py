@@ -138,11 +138,10 @@ def locate(name_or_path: str | Path) -> Weights:
     except (OSError, RuntimeError, ValueError) as error:  # too long, an unknown user, or a NUL byte
         raise InputError(f"no such file: {text[:100]!r} ({error})", "give the path of a .gguf file") from error
     if missing and isinstance(name_or_path, str) and path.suffix != ".gguf":
-        if path.name == text:
-            find_named_weights(text)  # it looks like a name, so the error lists the known names
         raise InputError(
-            f"there is no file {text}, and no server is given",
-            "give the address of the server that has this model (--server URL), or omit the model to use rank-k-nano",
+            f"there is no embedded model or file {text}, and no server is given",
+            "give the address of the server that has this model (--server URL, or server= in Python), the path of a"
+            f" .gguf file, or one of: rank-k-nano, {', '.join(NAMED)}",
         )
     return Weights(path.stem, path, checksum(path))
 
