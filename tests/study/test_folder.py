@@ -40,7 +40,7 @@ def test_study_folder_accepts_more_cells_but_rejects_changed_data(bench: StudyBe
         assert not reopened.is_finished(replace(first_cell, depth=20), journal)
     assert bench.collection.qrels is not None
     bench.collection.qrels.write_text(bench.collection.qrels.read_text() + "Q00 0 other 1\n")
-    with pytest.raises(InputError, match="for c, .* different value of judgments"):
+    with pytest.raises(InputError, match=r"for c, .* different value of judgments"):
         bench.run(first_cell)
 
 
