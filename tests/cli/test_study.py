@@ -349,6 +349,6 @@ def test_study_rejects_different_settings_in_the_same_folder(
     assert main(["study", *files, "--simulate", "--noise", "none", "--output", str(output)]) == 0
     capsys.readouterr()
     assert main(["study", *files, "--simulate", "--noise", "weak", "--output", str(output)]) == 2
-    assert "different simulate for judge: none, now weak; choose a different --output" in read_output(capsys)[1]
+    assert "different value of simulate: none, now weak; choose a different --output" in read_output(capsys)[1]
     assert main(["study", *files, "--simulate", "--noise", "none", "--reasoning", "off", "--output", str(output)]) == 0
     assert len(rows(output)) == 3, "more cells are welcome"

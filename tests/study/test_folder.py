@@ -40,7 +40,7 @@ def test_study_folder_accepts_more_cells_but_rejects_changed_data(bench: StudyBe
         assert not reopened.is_finished(replace(first_cell, depth=20), journal)
     assert bench.collection.qrels is not None
     bench.collection.qrels.write_text(bench.collection.qrels.read_text() + "Q00 0 other 1\n")
-    with pytest.raises(InputError, match="another judgments for c"):
+    with pytest.raises(InputError, match=r"for c, .* different value of judgments"):
         bench.run(first_cell)
 
 
@@ -80,7 +80,9 @@ def test_is_finished_is_false_after_interrupted_rerun(bench: StudyBench) -> None
 def test_record_identity_rejects_changed_model(bench: StudyBench) -> None:
     bench.folder.record_identity("m", "weights 1")
     bench.folder.record_identity("m", "weights 1")
-    with pytest.raises(InputError, match="identity for m: weights 1, now weights 2; choose a different --output"):
+    with pytest.raises(
+        InputError, match="different value of identity: weights 1, now weights 2; choose a different --output"
+    ):
         StudyFolder(bench.folder.path).record_identity("m", "weights 2")
 
 

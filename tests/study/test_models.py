@@ -83,7 +83,7 @@ def test_study_command_launches_embedded_model(
 
     weights.write_bytes(b"GGUF and something else")
     assert main([*command[:-1], "off,200,300"]) == 2
-    assert "was started with a different identity for tiny.gguf" in capsys.readouterr().err
+    assert "has a different value of identity" in capsys.readouterr().err
 
 
 # --- a judge's noise ---
@@ -120,7 +120,7 @@ def test_study_command_rejects_changed_noise_file(
     capsys.readouterr()
     moved_file.write_text(json.dumps({**NOISE, "sd": 0.9}))
     assert main([*command, str(moved_file)]) == 2
-    assert "has another simulate for judge" in capsys.readouterr().err
+    assert "has a different value of simulate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_read_template_ignores_a_byte_order_mark(tmp_path: Path) -> None:
         ("p.yaml", "", "not a rank_llm prompt template"),
         ("p.yaml", "method: singleturn_listwise\nbody: 3", "not a rank_llm prompt template"),
         ("p.yaml", "body: '[{rank}] {candidate}'\nprefix: '{query}'", "uses the method '', which is not supported"),
-        ("p.yml", "method: pointwise\nbody: '[{rank}] {candidate}'\nprefix: '{query}'", "of the method 'pointwise'"),
+        ("p.yml", "method: pointwise\nbody: '[{rank}] {candidate}'\nprefix: '{query}'", "uses the method 'pointwise'"),
         ("p.yaml", "method: singleturn_listwise\nprefix: '{query}'", "body of prompt"),
         ("p.yaml", "method: singleturn_listwise\nbody: '{candidate}'\nprefix: '{query}'", "body of prompt"),
         ("p.yaml", "method: singleturn_listwise\nbody: '[{rank}] {candidate}'", "no {query} field"),

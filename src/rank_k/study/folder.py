@@ -99,7 +99,7 @@ class StudyFolder:
             if earlier != value:
                 change = f": {earlier or 'none'}, now {value or 'none'}" if len(f"{earlier}{value}") < 80 else ""
                 raise InputError(
-                    f"the study in {self.path} was started with a different {key} for {name}{change}",
+                    f"for {name}, the study in {self.path} has a different value of {key}{change}",
                     "choose a different --output for this study",
                 )
 
