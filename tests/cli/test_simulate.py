@@ -158,7 +158,7 @@ USER_ERRORS = {
     "noise file": (("--noise", "qrels.trec"), ("qrels.trec", "invalid JSON")),
     "seconds": (("--call-seconds", "fast"), ("fast", "20+2.5w")),
     "concurrency": (("--concurrency", "16,x"), ("--concurrency", "x")),
-    "price without tokens": (("--price-in", "1"), ("--tokens-per-passage",)),
+    "price without tokens": (("--price-in", "1", "--price-out", "2"), ("--tokens-per-passage",)),
     "no run": (("--run", "none.trec"), ("none.trec",)),
     "qrels of something else": (("--qrels", "other.trec"), ("none of the queries", "other.trec")),
     "stride": (("--stride", "30"), ("stride is 30",)),

@@ -48,13 +48,16 @@ def prices_for_model(args: argparse.Namespace, model: str) -> Prices | None:
     """Return the prices for `model`; None if no option gives prices.
 
     Raises:
-        InputError: If --price-file has no prices for `model`.
+        InputError: If only one of the two prices is given, or --price-file has no prices for `model`.
         OSError: If it cannot be read.
     """
     if args.price_file is None:
         if args.price_in is None and args.price_out is None:
             return None
-        return Prices(args.price_in or 0.0, args.price_out or 0.0)
+        if args.price_in is None or args.price_out is None:
+            given, missing = ("--price-in", "--price-out") if args.price_out is None else ("--price-out", "--price-in")
+            raise InputError(f"{given} is given without {missing}", "give both prices; a price can be 0")
+        return Prices(args.price_in, args.price_out)
     try:
         table = json.loads(args.price_file.read_text(encoding="utf-8"))
         prices = table[model]

@@ -28,6 +28,7 @@ from rank_k.cli.run_input import RunInput, add_run_arguments
 from rank_k.cli.run_progress import show_progress
 from rank_k.data.long_documents import passage_grades
 from rank_k.data.trec import RunWriter, read_qrels
+from rank_k.errors import InputError
 from rank_k.evaluation.run_costs import read_query_costs
 from rank_k.models.simulated import SimulatedModel
 from rank_k.options import InferenceOptions, LimitOptions, LongDocumentOptions, RankingOptions, options_of
@@ -80,6 +81,10 @@ def run(args: argparse.Namespace) -> int:
     model = args.model
     if args.simulate is not None:
         grades = read_qrels(args.simulate)
+        if run_input.query_ids and grades.keys().isdisjoint(run_input.all_query_ids):
+            raise InputError(
+                f"{args.simulate} judges none of the queries", "give the qrels of the queries that are reranked"
+            )
         model = SimulatedModel(grades if split is None else passage_grades(grades), noise_by_name(args.noise))
     with closing(store), Reranker(model, journal=journal, **options) as reranker:
         settings = run_settings(args, reranker.options) | {"depth": depth}

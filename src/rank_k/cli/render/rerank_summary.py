@@ -25,7 +25,7 @@ REPAIRS = {
         " (vLLM: start it with --reasoning-parser)",
     ),
     "budget_exceeded": ("response", "with more reasoning than the budget"),
-    "constraint_violated": ("answer", "that does not follow the grammar of constrained decoding"),
+    "constraint_violated": ("answer", "against the grammar of constrained decoding"),
     "repetition_stopped": ("response", "stopped early because it repeated itself"),
     "samples_skipped": ("sample", "not requested because the first ones agreed"),
     "windows_reasoned": ("window", "ranked with reasoning because the direct answer was not confident"),
@@ -99,6 +99,10 @@ def lines(
     if stats.unfinished:
         unfinished = count_noun(len(stats.unfinished), noun)
         output.append(f"unfinished, with the best ranking so far: {unfinished}: {', '.join(stats.unfinished[:5])}")
+    if stats.unranked_windows and stats.new_calls < stats.calls:
+        output.append(
+            "answers in the journal are not requested again; to request new ones, give a different --seed or --journal"
+        )
     if is_unranked(stats):
         output.append(ALL_UNRANKED)
     return output
