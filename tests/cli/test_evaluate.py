@@ -394,7 +394,7 @@ def test_evaluate_report_contains_the_command_that_recreates_it(rank_k: RankK) -
         (("bm25.trec", "--csv", "none/values.csv"), ("--csv", "none")),
         (("bm25.trec", "--csv", "same", "--report", "same"), ("--report", "replace")),
         (("bm25.trec", "--queries", "none.jsonl", "--report", "r.html"), ("none.jsonl",)),
-        (("bm25.trec", "other.trec"), ("qrels judges none of the queries of other.trec",)),
+        (("bm25.trec", "other.trec"), ("qrels has no judgments for the queries of other.trec",)),
     ],
 )
 def test_evaluate_user_error_is_one_line(rank_k: RankK, arguments: tuple[str, ...], fragments: tuple[str, ...]) -> None:
