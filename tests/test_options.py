@@ -50,8 +50,8 @@ def test_resolve_paper_preset_equals_the_defaults_of_a_server() -> None:
     ("given", "preset", "message"),
     [
         ({"window": 10}, "fast", "preset fast and window 10 exclude each other"),
-        ({"method": "likelihood", "strategy": "single"}, None, "strategy is for comparison"),
-        ({"method": "likelihood"}, "fast", "strategy is for comparison"),
+        ({"method": "likelihood", "strategy": "single"}, None, "does not use the option strategy"),
+        ({"method": "likelihood"}, "fast", "does not use the option strategy"),
         ({}, "quick", "no preset 'quick'"),
         ({"depth": 0}, None, "depth is 0; give a whole number of 1 or more"),
         ({"top_p": 1.5}, None, "top_p is 1.5; give a number from 0 to 1"),

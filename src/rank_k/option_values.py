@@ -1,4 +1,4 @@
-"""Kinds of option values: how each is parsed, checked and described. Pure."""
+"""Kinds of option values: how each is parsed, checked and described. This module does no I/O."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ STRATEGY_NAMES = ("sliding", "single", "topdown", "blocks", "tournament", "setwi
 class ReasoningMode:
     """How much a window may reason.
 
-    `full`: unlimited. `off`: the answer at once. `budget`: at most `tokens` reasoning tokens per window. `auto`: the
-    answer at once, and reasoning where the policy asks for it (`rank_k.window.reasoning`).
+    `full`: unlimited reasoning. `off`: no reasoning. `budget`: at most `tokens` reasoning tokens per window. `auto`:
+    first an answer without reasoning, then reasoning for the windows that the policy selects
+    (`rank_k.window.reasoning`).
     """
 
     kind: Literal["full", "off", "auto", "budget"] = "full"
@@ -29,7 +30,7 @@ class ReasoningMode:
         """Return the mode for "full", "off", "auto", or a number of tokens such as 500, "500" or "2k" (2,000).
 
         Raises:
-            InputError: If `value` is none of these.
+            InputError: If `value` has a different form.
         """
         if isinstance(value, ReasoningMode):
             return value
@@ -51,9 +52,9 @@ class ValueKind:
     """A kind of value.
 
     Attributes:
-        parse: Returns the value for a text (of a flag), or for a value of TOML, JSON or Python. Raises `ValueError` or
-            `InputError` if it has another kind or is out of bounds.
-        expected: What is expected, for error messages: "a whole number of 1 or more".
+        parse: Parses the text of a flag, or a TOML, JSON or Python value. Raises an error such as `ValueError` or
+            `InputError` if it has the wrong type or is out of range.
+        expected: A description of valid values for error messages, such as "a whole number of 1 or more".
         schema: The JSON schema.
     """
 
@@ -75,7 +76,14 @@ def whole_number(minimum: int) -> ValueKind:
 
 
 def number(minimum: float = 0.0, maximum: float = inf, none: str = "", exclusive: bool = False) -> ValueKind:
-    """Return the kind of finite numbers from `minimum` to `maximum`. `none`: what None (written "none") stands for."""
+    """Return the kind of finite numbers from `minimum` to `maximum`.
+
+    Args:
+        minimum: The smallest number.
+        maximum: The largest number.
+        none: What the value None, which flags write as "none", stands for. If it is empty, None is not allowed.
+        exclusive: Whether `minimum` itself is excluded.
+    """
 
     def parse(value: Any) -> float | None:
         if none and (value is None or value == "none"):
@@ -99,7 +107,7 @@ def choice(*words: str) -> ValueKind:
 
 
 def _parse_tokens(value: Any) -> int:
-    """Return the number for 500, "20k", "2M" or "1g"."""
+    """Return the number that a text or number such as 500, "20k", "2M" or "1g" stands for."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)", str(value).lower())
     count = int(float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[match[2]]) if match else 0
     if not 1 <= count < 2**62:
@@ -114,7 +122,7 @@ SWITCH = ValueKind(
 TOKENS = ValueKind(_parse_tokens, "a number of tokens such as 500, 20k or 2M", {"type": "integer", "minimum": 1})
 REASONING = ValueKind(
     lambda value: str(ReasoningMode.parse(value)),
-    "full, off, auto, or reasoning tokens per window such as 500",
+    "full, off, auto, or a number of reasoning tokens per window such as 500",
     {"type": ["string", "integer"]},
 )
 

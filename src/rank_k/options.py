@@ -1,7 +1,7 @@
 """All options of a reranker, each defined once.
 
 An option is a field of one of the dataclasses below. Its default, help, kind of value and visibility are part of the
-field. The following are views of these fields, so that a new option is one line here:
+field. The following are derived from these fields, so a new option needs only a new field:
 
 - command-line flags (`rank_k.cli.model_options`) and the keyword arguments of `Reranker`,
 - the axes of a study and its TOML keys (`rank_k.study.grid`),
@@ -9,8 +9,8 @@ field. The following are views of these fields, so that a new option is one line
 - the fields of an HTTP request and of the MCP tool (`public=True`; nothing else is exposed to clients),
 - the settings that a journal stores for a run.
 
-`resolve` combines the layers default, student, preset and user, and records which one each value comes from.
-Nothing here reads files or calls a model.
+`resolve` combines the values of four sources, each of which overrides the ones before: the defaults, the student, the
+preset and the user. It records the source of each value. Nothing here reads files or calls a model.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from rank_k.option_values import (
 from rank_k.types import ScoringMethod
 
 DEFAULT_MAX_TOKENS = 8000
-"""Of reasoning and answer together, as in the Rank-K paper."""
+"""The default limit on the tokens of a completion: reasoning and answer together, as in the Rank-K paper."""
 
 # --- the definition of an option -------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What is known of an option. `name` and `default` are those of its field.
+    """The definition of an option. `name` and `default` are the name and the default of its dataclass field.
 
     Attributes:
-        help: A sentence about the value; the default is appended to it.
+        help: What the option does. `help_text` appends the default.
         kind: The kind of value.
-        default_text: The default as users read it, if it depends on the model.
-        metavar: The placeholder of the flag's value.
-        public: Whether clients of `serve` and `mcp` may set it for a request.
-        student: Whether distilled models have their own value.
-        prefix: The text before the value in the name of a study's cell (default: the option's name).
+        default_text: The default as help texts state it, if it depends on the model (default: the value of `default`).
+        metavar: The placeholder for the value in help texts.
+        public: Whether clients of `serve` and `mcp` may set the option in a request.
+        student: Whether a distilled model may define its own default for the option.
+        prefix: The text before the value in the names of study cells (default: the name of the option).
     """
 
     name: str
@@ -72,7 +72,7 @@ class Option:
 
     @property
     def is_nullable(self) -> bool:
-        """Whether None is a value of this option and does not mean "not given"."""
+        """Whether None is a valid value of this option. For all other options, None means "not given"."""
         return "or none for" in self.kind.expected
 
     @property
@@ -82,12 +82,12 @@ class Option:
 
 
 def option(default: Any, help: str, kind: ValueKind = ANY, *, repr: bool = True, **details: Any) -> Any:
-    """Return the dataclass field of an option. `details`: further attributes of `Option`."""
+    """Return a dataclass field that defines an option. `details` are the other attributes of `Option`."""
     return field(default=default, repr=repr, metadata={"help": help, "kind": kind, **details})
 
 
 def replace_default(group: type, name: str, default: Any) -> Any:
-    """Return the field `name` of `group` with another default, for a subclass."""
+    """Return a copy of the field `name` of `group` with a different default, for a subclass."""
     [spec] = [spec for spec in fields(group) if spec.name == name]
     return field(default=default, metadata=spec.metadata)
 
@@ -104,17 +104,19 @@ def options_of(group: type) -> dict[str, Option]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """How the model is reached."""
+    """Options for the connection to the model."""
 
     server: str | None = option(
         None,
-        "OpenAI-compatible server, or several that serve the same model, separated by commas; without it, the embedded"
-        " model",
+        "URL of an OpenAI-compatible server, or URLs of several servers of the same model, separated by commas; without"
+        " it, Rank-K uses the embedded model",
         metavar="URL",
     )
-    api_key: str | None = option(None, "key of the server", repr=False)
-    server_type: str = option("auto", "type of the server, see docs/reference/servers.md", metavar="NAME")
-    revision: str = option("", "revision of the model, to distinguish weights that have the same name", metavar="TEXT")
+    api_key: str | None = option(None, "API key for the server", repr=False)
+    server_type: str = option("auto", "type of the server; see docs/reference/servers.md", metavar="NAME")
+    revision: str = option(
+        "", "revision of the model, to distinguish different weights with the same name", metavar="TEXT"
+    )
     context_length: int | None = option(
         None, "context length of the model, if the server does not report it", whole_number(1), metavar="TOKENS"
     )
@@ -123,7 +125,7 @@ class ModelOptions:
     )
     read_timeout: float | None = option(
         None,
-        "fail a request after S seconds without data",
+        "let a request fail if the server sends no data for S seconds",
         number(exclusive=True),
         default_text="no limit",
         metavar="S",
@@ -132,21 +134,22 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RankingOptions:
-    """Which windows are shown to the model, and how they are combined."""
+    """Options that select the windows that the model ranks and how their rankings are combined."""
 
     method: ScoringMethod | None = option(
         None,
-        "scoring method: compare the passages of a window (listwise), score the query after each passage (likelihood),"
-        " or both and the first stage (combined)",
+        "scoring method: listwise (compare the passages of a window), likelihood (score how likely the query is given"
+        " each passage), or combined (these two plus the first-stage score)",
         choice("listwise", "likelihood", "combined"),
         metavar="{listwise,likelihood,combined}",
-        default_text="the distilled model's; likelihood for other embedded weights, unless an option of listwise"
-        " ranking is given; else listwise",
+        default_text="distilled models: their own; other embedded models: likelihood, or listwise if an option is given"
+        " that only listwise ranking uses; servers: listwise",
         student=True,
     )
     strategy: Any = option(
         "sliding",
-        f"which windows are compared: {', '.join(STRATEGY_NAMES)}, the name of a preset, or MODULE:NAME",
+        "how candidates are divided into windows and the results combined:"
+        f" {', '.join(STRATEGY_NAMES)}, the name of a preset, or MODULE:NAME",
         STRATEGY,
         metavar="NAME",
         public=True,
@@ -155,11 +158,11 @@ class RankingOptions:
     depth: int = option(100, "number of candidates to rerank per query", whole_number(1), prefix="d")
     window: int = option(20, "number of passages in a window", whole_number(1), student=True, prefix="w")
     stride: int = option(
-        10, "number of passages that a sliding window moves by", whole_number(1), student=True, prefix="s"
+        10, "number of passages by which a sliding window moves", whole_number(1), student=True, prefix="s"
     )
     first_stage_weight: float = option(
         1.0,
-        "weight of the first-stage ranking, for the strategy blocks and the method combined",
+        "weight of the first-stage ranking; only the strategy blocks and the method combined use it",
         number(),
         metavar="W",
         prefix="a",
@@ -168,7 +171,7 @@ class RankingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceOptions:
-    """How a window is ranked: prompt, reasoning, sampling and limits."""
+    """Options for ranking one window: prompt, reasoning, sampling and limits."""
 
     reasoning: str = option(
         "full",
@@ -179,7 +182,7 @@ class InferenceOptions:
         student=True,
     )
     samples: int = option(
-        1, "rankings per window, each with the passages in another order", whole_number(1), prefix="x"
+        1, "number of rankings per window, each with the passages in a different order", whole_number(1), prefix="x"
     )
     passage_tokens: int = option(
         450,
@@ -199,42 +202,48 @@ class InferenceOptions:
     )
     temperature: float | None = option(
         0.5,
-        "sampling temperature; none leaves it to the server",
-        number(none="the server's own"),
+        "sampling temperature; none: the default of the server",
+        number(none="the default of the server"),
         metavar="T",
         student=True,
         prefix="t",
     )
     top_p: float | None = option(
         None,
-        "nucleus sampling: the most likely tokens up to probability P",
-        number(0, 1, none="the server's own"),
+        "nucleus sampling: sample only from the most likely tokens, up to a total probability of P",
+        number(0, 1, none="the default of the server"),
         metavar="P",
         prefix="top",
     )
     min_p: float | None = option(
         None,
-        "sample only tokens with at least P times the probability of the most likely one, where the server supports it",
-        number(0, 1, none="the server's own"),
+        "sample only tokens with at least P times the probability of the most likely token, if the server supports it",
+        number(0, 1, none="the default of the server"),
         metavar="P",
     )
-    seed: int = option(0, "number added to the seed of each request, to sample other answers", whole_number(0))
+    seed: int = option(
+        0, "number added to the seed of each request; different numbers give different answers", whole_number(0)
+    )
     constrained: bool = option(
         True,
-        "auto: constrained decoding makes every answer a valid ranking, where the server supports it; or off",
+        "auto: if the server supports constrained decoding, use it to make every answer a valid ranking; off: never"
+        " use it",
         SWITCH,
         default_text="auto",
         metavar="{auto,off}",
         prefix="constrained",
     )
     prompt: Any = option(
-        None, "prompt template: compact, or a file (text, rerank.py or YAML)", metavar="FILE", default_text="Rank-K's"
+        None,
+        'prompt template: "compact", or a file (text, rerank.py or YAML)',
+        metavar="FILE",
+        default_text="the built-in listwise template",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentOptions(InferenceOptions, RankingOptions):
-    """The options of a distilled model after its training: the table `[asking]` of a recipe."""
+    """The settings with which a distilled model ranks after its training: the table `[asking]` of a recipe."""
 
     method: ScoringMethod | None = replace_default(RankingOptions, "method", "listwise")
     max_tokens: int | None = replace_default(InferenceOptions, "max_tokens", DEFAULT_MAX_TOKENS)
@@ -243,13 +252,16 @@ class StudentOptions(InferenceOptions, RankingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LongDocumentOptions:
-    """How long documents are split into passages (MaxP: a document ranks where its best passage ranks)."""
+    """Options for splitting long documents into passages (MaxP: a document has the rank of its best passage)."""
 
     maxp_tokens: int | None = option(
-        None, "split documents into passages of N tokens; the best one counts", whole_number(1), prefix="split"
+        None,
+        "split documents into passages of N tokens, and rank each document by its best passage",
+        whole_number(1),
+        prefix="split",
     )
     maxp_overlap: int | None = option(
-        None, "number of tokens that a passage repeats of the one before", whole_number(0), prefix="overlap"
+        None, "number of tokens that each passage shares with the previous one", whole_number(0), prefix="overlap"
     )
     maxp_passages: int | None = option(
         None, "maximum number of passages per document", whole_number(1), default_text="all", prefix="first"
@@ -258,7 +270,7 @@ class LongDocumentOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitOptions:
-    """When the work stops early; every query then gets its best ranking so far."""
+    """Limits after which a run stops early. Every query then gets its best ranking so far."""
 
     max_seconds: float | None = option(
         None, "stop after S seconds and write the best ranking so far", number(exclusive=True), metavar="S"
@@ -273,7 +285,7 @@ Source = Literal["default", "student", "preset", "user"]
 
 @dataclass(frozen=True, kw_only=True)
 class RerankOptions(InferenceOptions, RankingOptions, ModelOptions):
-    """The options of a `Reranker`, with `sources`: where each value comes from."""
+    """The options of a `Reranker`. `sources` contains the source of each value, by the name of the option."""
 
     sources: Mapping[str, Source] = field(default_factory=dict, compare=False)
 
@@ -283,7 +295,7 @@ class RerankOptions(InferenceOptions, RankingOptions, ModelOptions):
         return tuple(url.strip() for url in (self.server or "").split(",") if url.strip())
 
     def settings(self) -> dict[str, Any]:
-        """Return the options that decide the rankings, by name, as JSON has them: the settings of a journal's run."""
+        """Return the options that affect the rankings, by name, as JSON values. A journal stores them with each run."""
         if self.method == "likelihood":
             return {name: getattr(self, name) for name in ("method", "depth", "passage_tokens")}
         return {
@@ -297,7 +309,7 @@ OPTIONS: Mapping[str, Option] = MappingProxyType(options_of(RerankOptions))
 """The options of a reranker, by name."""
 
 STUDENT_OPTIONS: Mapping[str, Option] = {name: spec for name, spec in OPTIONS.items() if spec.student}
-"""The options of which distilled models have their own values."""
+"""The options for which a distilled model may define its own default."""
 
 PUBLIC_OPTIONS: Mapping[str, Option] = {name: spec for name, spec in OPTIONS.items() if spec.public}
 """The options that a client may set for its request."""
@@ -308,10 +320,10 @@ STUDY_OPTIONS: Mapping[str, Option] = {
     for name, spec in options_of(group).items()
     if name != "prompt"
 }
-"""The axes of a study. The prompt belongs to one of its models."""
+"""The options that can be axes of a study. The prompt cannot, because it is a setting of each model."""
 
 LISTWISE_ONLY = ("strategy", "reasoning", "prompt", "samples")
-"""Options without a meaning for the method "likelihood"."""
+"""Options that the method "likelihood" does not use."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {
@@ -329,18 +341,25 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "balanced": {"strategy": "balanced", "window": 20, "stride": 10},
     "thorough": {"strategy": "thorough", "window": 20, "stride": 10},
 }
-"""Options by the name of a preset. "paper" has the settings of the Rank-K paper (arXiv 2505.14432, section 3); the
-others are blocks with 6, 7 or 12 windows per 100 candidates (`rank_k.strategies.PRESETS`)."""
+"""The options of each preset, by its name. "paper" has the settings of the Rank-K paper (arXiv 2505.14432, section 3).
+The others use the strategy blocks with 6, 7 or 12 windows per 100 candidates (`rank_k.strategies.PRESETS`)."""
 
 _LIKELIHOOD_PASSAGE_TOKENS = 64
-"""Chosen on collections that nothing is measured on, see docs/results/query-likelihood.md."""
+"""The default of `passage_tokens` for query likelihood, chosen on held-out collections (see
+docs/results/query-likelihood.md)."""
 
 
 def parse_option(name: str, value: Any, options: Mapping[str, Option] = OPTIONS, owner: str = "a reranker") -> Any:
-    """Return the value of an option, parsed from the text of a flag or a value of TOML, JSON or Python.
+    """Return the value of an option, parsed from the text of a flag or from a TOML, JSON or Python value.
+
+    Args:
+        name: The name of the option.
+        value: The text or the value.
+        options: The options that are allowed, by name.
+        owner: What has these options, for error messages.
 
     Raises:
-        InputError: If there is no such option among `options`, or the value has another kind or is out of bounds.
+        InputError: If `options` does not contain the option, or the value has the wrong type or is out of range.
     """
     spec = options.get(name)
     if spec is None:
@@ -377,17 +396,18 @@ def resolve(
     embedded: bool = False,
     default_method: ScoringMethod = "listwise",
 ) -> RerankOptions:
-    """Return the options of a reranker: the defaults, then those of the student, the preset and the user.
+    """Return the options of a reranker: the defaults, overridden by the student, the preset and the user in this order.
 
     Args:
         given: The values given by the user, by name. None means "not given", except for options where it is a value.
         preset: A name of `PRESETS`. A given option that contradicts it is an error.
         student: The settings of a distilled model.
         embedded: Whether the model runs on this machine.
-        default_method: The method for which the model is suited if it is not a student.
+        default_method: The method to use if neither the student nor the user chooses a method, and if no option is
+            given that only listwise ranking uses.
 
     Raises:
-        InputError: If an option is out of bounds or contradicts another one.
+        InputError: If an option is out of range or contradicts another option.
         TypeError: If an option does not exist.
     """
     check_names(given)
@@ -401,7 +421,9 @@ def resolve(
     preset_values = PRESETS[preset] if preset else {}
     for name, value in preset_values.items():
         if name in user and user[name] != value:
-            raise InputError(f"preset {preset} and {name} {user[name]} exclude each other", "leave one out")
+            raise InputError(
+                f"preset {preset} and {name} {user[name]} exclude each other", f"leave out the preset or {name}"
+            )
     server_count = max(len(str(given.get("server") or "").split(",")), 1)
     defaults = {
         "max_tokens": 512 if embedded else DEFAULT_MAX_TOKENS,
@@ -421,7 +443,10 @@ def resolve(
     given_options = {*preset_values, *user} - ({"samples"} if user.get("samples") == 1 else set())
     listwise_options = [name for name in LISTWISE_ONLY if name in given_options]
     if user.get("method") == "likelihood" and listwise_options:
-        raise InputError(f"{listwise_options[0]} is for comparison, not for likelihood", "leave one out")
+        raise InputError(
+            f"the method likelihood does not use the option {listwise_options[0]}",
+            f"leave out {listwise_options[0]} or choose a different method",
+        )
     if "method" not in values:
         values["method"] = "listwise" if listwise_options else default_method
     if values["method"] == "likelihood" and "passage_tokens" not in user:

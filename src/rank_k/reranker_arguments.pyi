@@ -12,57 +12,57 @@ from rank_k.window.prompt import PromptTemplate
 
 class RerankerArguments(TypedDict, total=False):
     server: str | None
-    """OpenAI-compatible server, or several that serve the same model, separated by commas; without it, the embedded
-    model."""
+    """URL of an OpenAI-compatible server, or URLs of several servers of the same model, separated by commas; without
+    it, Rank-K uses the embedded model."""
     api_key: str | None
-    """key of the server."""
+    """API key for the server."""
     server_type: str | None
-    """type of the server, see docs/reference/servers.md (default: auto)."""
+    """type of the server; see docs/reference/servers.md (default: auto)."""
     revision: str | None
-    """revision of the model, to distinguish weights that have the same name."""
+    """revision of the model, to distinguish different weights with the same name."""
     context_length: int | None
     """context length of the model, if the server does not report it."""
     concurrency: int | None
     """concurrent requests to the model (default: 16 per server; embedded models: 1)."""
     read_timeout: float | None
-    """fail a request after S seconds without data (default: no limit)."""
+    """let a request fail if the server sends no data for S seconds (default: no limit)."""
     method: ScoringMethod | None
-    """scoring method: compare the passages of a window (listwise), score the query after each passage (likelihood), or
-    both and the first stage (combined) (default: the distilled model's; likelihood for other embedded weights, unless
-    an option of listwise ranking is given; else listwise)."""
+    """scoring method: listwise (compare the passages of a window), likelihood (score how likely the query is given
+    each passage), or combined (these two plus the first-stage score) (default: distilled models: their own; other
+    embedded models: likelihood, or listwise if an option is given that only listwise ranking uses; servers:
+    listwise)."""
     strategy: str | Strategy | None
-    """which windows are compared: sliding, single, topdown, blocks, tournament, setwise, the name of a preset, or
-    MODULE:NAME (default: sliding)."""
+    """how candidates are divided into windows and the results combined: sliding, single, topdown, blocks, tournament,
+    setwise, the name of a preset, or MODULE:NAME (default: sliding)."""
     depth: int | None
     """number of candidates to rerank per query (default: 100)."""
     window: int | None
     """number of passages in a window (default: 20)."""
     stride: int | None
-    """number of passages that a sliding window moves by (default: 10)."""
+    """number of passages by which a sliding window moves (default: 10)."""
     first_stage_weight: float | None
-    """weight of the first-stage ranking, for the strategy blocks and the method combined (default: 1.0)."""
+    """weight of the first-stage ranking; only the strategy blocks and the method combined use it (default: 1.0)."""
     reasoning: str | int | ReasoningMode | None
     """reasoning per window: full, off, auto, or a number of tokens (default: full)."""
     samples: int | None
-    """rankings per window, each with the passages in another order (default: 1)."""
+    """number of rankings per window, each with the passages in a different order (default: 1)."""
     passage_tokens: int | None
     """truncate passages to N tokens (default: 450; query likelihood: 64)."""
     max_tokens: int | None
     """maximum completion tokens, reasoning included (default: 8000; embedded models: 512)."""
     temperature: float | None
-    """sampling temperature; none leaves it to the server (default: 0.5)."""
+    """sampling temperature; none: the default of the server (default: 0.5)."""
     top_p: float | None
-    """nucleus sampling: the most likely tokens up to probability P."""
+    """nucleus sampling: sample only from the most likely tokens, up to a total probability of P."""
     min_p: float | None
-    """sample only tokens with at least P times the probability of the most likely one, where the server supports
-    it."""
+    """sample only tokens with at least P times the probability of the most likely token, if the server supports it."""
     seed: int | None
-    """number added to the seed of each request, to sample other answers (default: 0)."""
+    """number added to the seed of each request; different numbers give different answers (default: 0)."""
     constrained: bool | None
-    """auto: constrained decoding makes every answer a valid ranking, where the server supports it; or off (default:
-    auto)."""
+    """auto: if the server supports constrained decoding, use it to make every answer a valid ranking; off: never use
+    it (default: auto)."""
     prompt: str | Path | PromptTemplate | None
-    """prompt template: compact, or a file (text, rerank.py or YAML) (default: Rank-K's)."""
+    """prompt template: "compact", or a file (text, rerank.py or YAML) (default: the built-in listwise template)."""
 
 class QueryArguments(TypedDict, total=False):
     top_n: int | None

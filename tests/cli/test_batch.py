@@ -38,7 +38,7 @@ def test_batch_files_by_hand(collection_folder: Path, rank_k: RankK, loopback: S
     assert not Path("out.trec").exists()
     result = rank_k("batch", "next", *RUN, *JOB, code=0)
     assert result.lines == [
-        "3 requests of earlier files wait for responses (rank-k batch status out.trec.journal.sqlite)"
+        "3 requests in earlier files without a response (rank-k batch status out.trec.journal.sqlite)"
     ]
     assert "requests-001.jsonl" in rank_k("batch", "status", "out.trec.journal.sqlite", code=0).out
     answer_by_hand(server.url, Path("requests/requests-001.jsonl"), Path("results.jsonl"))

@@ -322,6 +322,8 @@ def test_run_cost_command_quotes_query_ids(rank_k: RankK) -> None:
     query_ids = ["-x", "$(reboot)", "a'b"]
     Path("queries.jsonl").write_text("".join(json.dumps({"_id": q, "text": "t"}) + "\n" for q in query_ids))
     write_run("bm25.trec", {q: ["q00-0", "q00-1"] for q in query_ids})
+    with Path("qrels").open("a") as file:
+        file.writelines(f"{q} 0 q00-0 1\n" for q in query_ids)
     rank_k(*RERANK, "--simulate", "qrels", "--output", "new.trec")
     cost = read_run_cost(Path("new.trec.journal.sqlite"), Path("new.trec"))
     assert cost is not None
@@ -394,7 +396,7 @@ def test_evaluate_report_contains_the_command_that_recreates_it(rank_k: RankK) -
         (("bm25.trec", "--csv", "none/values.csv"), ("--csv", "none")),
         (("bm25.trec", "--csv", "same", "--report", "same"), ("--report", "replace")),
         (("bm25.trec", "--queries", "none.jsonl", "--report", "r.html"), ("none.jsonl",)),
-        (("bm25.trec", "other.trec"), ("qrels judges none of the queries of other.trec",)),
+        (("bm25.trec", "other.trec"), ("qrels has no judgments for the queries of other.trec",)),
     ],
 )
 def test_evaluate_user_error_is_one_line(rank_k: RankK, arguments: tuple[str, ...], fragments: tuple[str, ...]) -> None:

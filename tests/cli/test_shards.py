@@ -81,7 +81,7 @@ def test_rerank_names_the_outputs_of_a_shard(collection_folder: Path, rank_k: Ra
         "calls.1of2.sqlite",
     }
     assert "shard 1/2: " in result.err
-    assert "limits of time and tokens hold for this shard" in result.err
+    assert "--max-seconds and --token-budget apply to this shard only" in result.err
 
 
 def test_merge_and_rerank_report_errors_of_shards_in_one_line(

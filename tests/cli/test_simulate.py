@@ -59,7 +59,7 @@ def test_simulate_table_has_quality_time_and_cost(capfd: pytest.CaptureFixture[s
     code, out, err = run_command(capfd, *COMMAND, *time_options, *cost_options, "--quiet")
     assert (code, err) == (0, "")
     caption, _, header, *rows = out.splitlines()
-    assert caption.startswith("6 queries, 2 judges, noise strong; differences to sliding")
+    assert caption.startswith("6 queries, 2 simulated models, noise strong; differences from sliding")
     assert [row.split("  ")[0] for row in rows] == ["(first stage)", "sliding", "fast", "blocks"]
     assert header.split("  ")[0] == "strategy"
     # two windows of 20: 2 x (20 + 50) seconds for a query, six times that for all in one slot
@@ -122,7 +122,7 @@ def test_simulate_accepts_a_custom_strategy_and_counts_missing_queries(
     assert code == 0
     assert sys.path == search_path
     assert "mine:Mine" in out
-    assert err == "1 judged query missing in the run, counted as 0: q9\n"
+    assert err == "1 judged query missing from the run, counted as 0: q9\n"
 
 
 def test_simulate_dataset_with_a_single_query_has_null_error(files: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -160,7 +160,7 @@ USER_ERRORS = {
     "concurrency": (("--concurrency", "16,x"), ("--concurrency", "x")),
     "price without tokens": (("--price-in", "1", "--price-out", "2"), ("--tokens-per-passage",)),
     "no run": (("--run", "none.trec"), ("none.trec",)),
-    "qrels of something else": (("--qrels", "other.trec"), ("none of the queries", "other.trec")),
+    "qrels of something else": (("--qrels", "other.trec"), ("no judgments for the queries", "other.trec")),
     "stride": (("--stride", "30"), ("stride is 30",)),
 }
 

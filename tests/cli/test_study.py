@@ -334,7 +334,7 @@ def test_study_skips_depths_beyond_the_run(
     assert main(command) == 0
     left_out = [line for line in read_output(capsys)[1].splitlines() if "left out" in line]
     name = "collection.run.judge.sliding-full-d80"
-    assert left_out == [f"{name}: left out, because a cell of less depth already reranks all candidates"]
+    assert left_out == [f"{name}: left out, because a cell with a smaller depth already reranks all candidates"]
 
 
 def test_study_accepts_a_measure_undefined_for_empty_runs(files: list[str], tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_rerank_rejects_two_options_that_name_one_file(
     assert main([*rerank_arguments, *(word for pair in names.items() for word in pair)]) == 2
     error = capsys.readouterr().err
     assert option in error
-    assert "which this command also uses; name another file" in error
+    assert "which this command also uses; give a different file" in error
     assert {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
 
 

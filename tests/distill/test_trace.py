@@ -271,7 +271,7 @@ def test_distill_trace_stops_at_the_token_budget(
         (("--simulate", "qrels.trec", "--noise", "weka"), "there is no noise 'weka'; did you mean weak?"),
         (
             ("--simulate", "qrels.trec", "--reasoning", "auto"),
-            "--reasoning auto would leave some sets without reasoning",
+            "--reasoning auto would produce a mix of sets with and without reasoning",
         ),
         (("--sets", "unjudged.jsonl", "--teacher", "labels"), "no set has grades for --teacher labels"),
         (("--sets", "broken.jsonl", "--simulate", "qrels.trec"), "broken.jsonl:2: set_id is missing"),

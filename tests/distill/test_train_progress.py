@@ -55,6 +55,6 @@ def test_progress_announces_float32_and_held_out_measures(capsys: pytest.Capture
         {"step": 5, "seconds": 9.0, "heldout": {"auc": 0.5, "rows": 4}},
     ]
     assert printed_lines(capsys, records) == [
-        "training in float32: this machine is slow in bfloat16, which the recipe requests",
+        "training in float32 instead of bfloat16, which the recipe requests but is slow on this machine",
         "step 5, held-out rows: auc 0.500",
     ]

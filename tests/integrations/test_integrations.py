@@ -72,7 +72,7 @@ def test_resolve_reranker_accepts_options_or_reranker() -> None:
         encoder.reranker.close()
     with Reranker(model) as ready:
         assert RankKCrossEncoder(ready).reranker is ready
-        with pytest.raises(InputError, match="options for an existing reranker: window, depth"):
+        with pytest.raises(InputError, match="an existing reranker cannot take the options window, depth"):
             RankKCrossEncoder(ready, window=7, depth=2)
     with pytest.raises(TypeError, match="windw"):
         RankKCrossEncoder(model, windw=7)

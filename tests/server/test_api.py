@@ -84,7 +84,7 @@ def test_rerank_warns_of_documents_beyond_depth(count: int) -> None:
         answer = shallow.rerank([f"text {i}" for i in range(count)], top_n=3)
     assert answer.indices == [1, 0, 2]
     warnings = (
-        ["only the first 5 of 9 documents were compared; the rest follows in input order (see --depth)"]
+        ["only the first 5 of 9 documents were compared; the others follow in input order (see --depth)"]
         if count == 9
         else []
     )

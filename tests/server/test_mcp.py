@@ -372,7 +372,7 @@ def test_rerank_tool_notes_documents_beyond_depth() -> None:
         result = call_rerank(server, query="q", documents=[f"text {i}" for i in range(9)], top_n=1)
     assert content_texts(result)[0].splitlines()[1:] == [
         "1. index 4: text 4",
-        "Note: only the first 5 of 9 documents were compared; the rest follows in input order (see --depth).",
+        "Note: only the first 5 of 9 documents were compared; the others follow in input order (see --depth).",
     ]
 
 

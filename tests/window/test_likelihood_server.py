@@ -193,7 +193,7 @@ def test_rerank_command_reports_the_likelihood_method(
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["settings"]["method"] == "likelihood"
     assert main([*command, "--reasoning", "off"]) == 2
-    assert "reasoning is for comparison" in capfd.readouterr().err
+    assert "the method likelihood does not use the option reasoning" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("capabilities", "message"), [("spell logprobs", "supported (' blue'"), ("spell", "ignored")])

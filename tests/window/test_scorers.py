@@ -216,7 +216,7 @@ def test_reranker_uses_listwise_by_default() -> None:
     "options", [{"strategy": "single"}, {"reasoning": "off"}, {"samples": 2}], ids=lambda options: next(iter(options))
 )
 def test_reranker_likelihood_rejects_listwise_options(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="is for comparison"):
+    with pytest.raises(InputError, match="the method likelihood does not use"):
         Reranker(UntrainedModel([]), method="likelihood", **options)
 
 

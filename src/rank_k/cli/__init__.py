@@ -1,8 +1,8 @@
-"""The command `rank-k`, with one module per verb. Only the module of the verb in use is imported.
+"""The command `rank-k`, with one module per subcommand. Only the module of the requested subcommand is imported.
 
-A verb's module has `add_arguments(parser)` and `run(args) -> exit status`. `args.command_line` is the command as it
-was typed. Exit statuses: 0 done; 1 a check of `doctor` failed; 2 wrong options or data, or a model that does not
-respond; 3 done, but no window could be ranked or, with `--strict`, not all of them; 130 interrupted.
+The module of a subcommand has `add_arguments(parser)` and `run(args) -> exit status`. `args.command_line` is the
+command as the user typed it. Exit statuses: 0 done; 1 a check of `doctor` failed; 2 wrong options or data, or a model
+that does not respond; 3 done, but no window could be ranked or, with `--strict`, not every window; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rank_k.errors import RankKError
 
 
 class Command(NamedTuple):
-    """The help of a verb or of a step of `distill`. `example` is a command that runs as printed."""
+    """The help text and an example of a subcommand or of a step of `distill`."""
 
     help: str
     example: str
@@ -87,18 +87,19 @@ VERBS = {
         "show what is installed, whether the model responds and, with --probe, what it can do", "rank-k doctor --probe"
     ),
 }
-"""The verbs. Each is a module of this package."""
+"""The subcommands by name. Each is a module of this package."""
 
 GC_THRESHOLD = 50_000
-"""Allocations between two runs of the garbage collector, instead of Python's 700. Nearly every object of a command is
-freed at once or lives until its end: looking for cycles took a sixth of a run's processor time and found nothing."""
+"""The number of allocations between two runs of the garbage collector, instead of Python's 700. Reference counting
+already frees nearly all objects of a command. With Python's default, searching for cycles took a sixth of the processor
+time of a run and found none."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
     Args:
-        argv: The words after `rank-k` (default: those of this process).
+        argv: The arguments after `rank-k` (default: the arguments of this process).
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     parser = _build_parser(arguments)
@@ -114,9 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_verb(args: argparse.Namespace) -> int:
-    """Run the verb and return its exit status. User errors are printed in one line, without a traceback."""
+    """Run the subcommand and return its exit status. User errors are printed in one line, without a traceback."""
     gc.set_threshold(GC_THRESHOLD)
-    atexit.register(gc.freeze)  # the end of the process frees the rest, cycles or not
+    atexit.register(gc.freeze)  # skips the last garbage collection: the end of the process frees all memory
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # reasoning traces can have any character
     try:
@@ -139,9 +140,12 @@ def _run_verb(args: argparse.Namespace) -> int:
 
 @contextmanager
 def resumable(journal: Path) -> Iterator[None]:
-    """Say how to resume if the work in this context, whose calls are stored in `journal`, is interrupted.
+    """If the work in this context is interrupted, raise a `KeyboardInterrupt` with a message that says how to resume.
 
-    Ctrl-C interrupts it, and so do SIGTERM and SIGUSR1, which job schedulers send before they end a job.
+    The work is interrupted by Ctrl-C, SIGTERM and SIGUSR1. Job schedulers send the latter two before they end a job.
+
+    Args:
+        journal: The journal that stores the calls of the work.
     """
     names = ("SIGTERM", "SIGUSR1") if threading.current_thread() is threading.main_thread() else ()
     previous = {number: signal.signal(number, _interrupt) for name in names if (number := getattr(signal, name, None))}
@@ -166,7 +170,7 @@ def _print_user_error(args: argparse.Namespace, message: str) -> int:
 
 
 def _command_name(args: argparse.Namespace) -> str:
-    """Return the command without its options: `rank-k`, the verb, and the step of `distill`."""
+    """Return the command without its options: `rank-k`, the subcommand, and its step if it has steps."""
     return " ".join(filter(None, ("rank-k", args.verb, getattr(args, "step", None))))
 
 
@@ -175,7 +179,7 @@ def _import_verb(name: str) -> ModuleType:
 
 
 def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """Return the parser. If `arguments` name a verb, only its arguments are added."""
+    """Return the parser. Only the subcommand that `arguments` name gets its own arguments."""
     from rank_k import __version__
 
     parser = _OneLineErrorParser(
@@ -190,18 +194,18 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         if name == requested:
             add_command(verbs, name, command, _import_verb(name))
         else:
-            verbs.add_parser(name, help=command.help)  # listed, but not imported
+            verbs.add_parser(name, help=command.help)  # listed in the help text, but not imported
     return parser
 
 
 def add_command(commands: argparse._SubParsersAction[Any], name: str, command: Command, module: ModuleType) -> None:
-    """Add a verb, or a step of `distill`.
+    """Add a subcommand, or a step of `distill`.
 
     Args:
-        commands: Where the command is added.
+        commands: The object to which the command is added.
         name: The name of the command.
-        command: Its help and example.
-        module: The module with its arguments.
+        command: The help text and the example of the command.
+        module: The module that defines the arguments of the command.
     """
     parser = commands.add_parser(
         name,

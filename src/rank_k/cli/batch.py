@@ -1,8 +1,8 @@
 """`rank-k batch`: rerank through files of requests, for the batch APIs of providers and for offline inference.
 
-next    write the requests that the run lacks to files, or the run if it lacks none
+next    write the missing requests to files; if no request is missing, write the run
 submit  upload these files, wait for the responses, and continue until the run is complete
-ingest  store responses that came in some other way
+ingest  store responses that were downloaded by other means
 status  show which requests and batches wait for responses
 """
 
@@ -51,9 +51,11 @@ _RESULTS_FORMAT = "the output or error file of a batch: JSON with custom_id and 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_subparsers(title="steps", metavar="STEP", dest="step", required=True)
-    next_step = steps.add_parser("next", help="write the next requests to files, or the run if none is missing")
+    next_step = steps.add_parser("next", help="write the missing requests to files; if none is missing, write the run")
     _add_job_arguments(next_step)
-    submit = steps.add_parser("submit", help="upload the files, wait, and continue until the run is complete")
+    submit = steps.add_parser(
+        "submit", help="upload the files, wait for the responses, and repeat until the run is complete"
+    )
     _add_job_arguments(submit)
     submit.add_argument("--server", required=True, metavar="URL", help="server with OpenAI's batch API")
     submit.add_argument(
@@ -64,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_seconds,
         default=_DEFAULT_POLL_SECONDS,
         metavar="S",
-        help="ask for the state of the batches every S seconds",
+        help="request the status of the batches every S seconds",
     )
     ingest = steps.add_parser("ingest", help="store the responses in result files")
     ingest.add_argument("journal", type=Path, metavar="JOURNAL", help="journal of the run")
@@ -74,10 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a run that is reranked by batch files."""
+    """Add the flags of the steps that write request files."""
     add_run_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="file for the new run")
-    parser.add_argument("--folder", required=True, type=Path, metavar="DIR", help="folder for the files of requests")
+    parser.add_argument("--folder", required=True, type=Path, metavar="DIR", help="folder for the request files")
     parser.add_argument(
         "--journal", type=Path, metavar="FILE", help="file that stores every call (default: OUTPUT.journal.sqlite)"
     )
@@ -89,7 +91,9 @@ def _add_job_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-bytes", type=positive_int, default=MAX_BYTES, metavar="N", help="bytes per file")
     add_ranking_options(parser)
-    parser.add_argument("--tag", default="rank-k", metavar="TEXT", help="name of the run in its last column")
+    parser.add_argument(
+        "--tag", default="rank-k", metavar="TEXT", help="name of the run, in the last column of the output"
+    )
     add_flags(parser, "--quiet")
 
 
@@ -109,7 +113,7 @@ def _next(args: argparse.Namespace, journal: Path) -> int:
         print(f"{path}: {count_noun(count, 'request')}", file=sys.stderr)
     if waiting:
         print(
-            f"{count_noun(waiting, 'request')} of earlier files wait for responses (rank-k batch status {journal})",
+            f"{count_noun(waiting, 'request')} in earlier files without a response (rank-k batch status {journal})",
             file=sys.stderr,
         )
     if not files and not waiting:
@@ -118,10 +122,10 @@ def _next(args: argparse.Namespace, journal: Path) -> int:
 
 
 def _write_next_requests(args: argparse.Namespace, journal: Path) -> tuple[Mapping[Path, int], int]:
-    """Write the next files, or the run if no request is missing.
+    """Write the next request files or, if no request is missing, the run.
 
     Returns:
-        The new files with the number of their requests, and the number of requests in earlier files.
+        The number of requests in each new file, and the number of requests in earlier files that have no response yet.
     """
     model_options = options_of(ModelOptions)
     options = {name: value for name, value in given_options(args).items() if name not in model_options}
@@ -184,7 +188,7 @@ def _submit(args: argparse.Namespace, journal: Path) -> int:
 
 
 async def _run_batches(args: argparse.Namespace, journal_path: Path, key: str | None) -> Counter[str]:
-    """Submit the files and wait until every batch has ended; return the counts of their responses."""
+    """Submit the files, wait until every batch has ended, and return the number of responses by outcome."""
     counts: Counter[str] = Counter()
     with closing(Journal(journal_path)) as journal:
         async with BatchServer(args.server, key) as server:
@@ -215,18 +219,18 @@ def _status(args: argparse.Namespace) -> int:
     for name in sorted({*waiting, *batches}):
         batch = batches.get(name)
         state = (batch.batch_id, batch.status) if batch is not None else ("", "")
-        rows.append((name or "(to be written again)", f"{waiting.get(name, 0):,}", *state))
+        rows.append((name or "(to be sent again)", f"{waiting.get(name, 0):,}", *state))
     print_tables([Table(("file", "requests waiting", "batch", "status"), rows, align="lrll")])
     return 0
 
 
 def _describe(counts: Counter[str]) -> str:
-    """Return the numbers of responses by kind, as a line."""
+    """Return the number of responses by outcome, as one line."""
     names = {
         "stored": "responses stored",
         "repeated": "repeated responses",
         "refused": "requests refused",
-        "expired": "requests without a response, which are written again",
+        "expired": "requests without a response, which will be sent again",
         "unknown": "responses to other requests",
         "malformed": "malformed lines",
     }

@@ -19,15 +19,15 @@ def add_collection_options(parser: argparse.ArgumentParser) -> None:
 
 
 class RequestedCollection:
-    """The data set that --dataset names. Files that are given replace parts of it, or all of it.
+    """The data set given with --dataset. Files given with other options replace parts of it, or all of it.
 
-    Each part is located when it is first used, because ir_datasets downloads it then.
+    Each part is loaded when it is first used, because ir_datasets may have to download it.
 
     Args:
-        args: The options of the command. The command need not have all options of a collection.
+        args: The options of the command. Commands may lack some of the options of a collection.
 
     Raises:
-        InputError: If there is no such data set.
+        InputError: If --dataset names an unknown data set.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -37,7 +37,7 @@ class RequestedCollection:
 
     @property
     def excluded(self) -> ExcludedDocuments:
-        """The documents that must not be ranked, by query id."""
+        """The documents that are excluded from the rankings of a query, by query id."""
         return {} if self._dataset is None else self._dataset.excluded
 
     @property
@@ -56,18 +56,19 @@ class RequestedCollection:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files of the user that are read and must not be overwritten."""
+        """The files that the command reads, which it must not overwrite."""
         return (self.queries, *self.corpus.files)
 
     def open_store(self, *, quiet: bool = False) -> DocumentStore:
-        """Return a store of the documents, which must be closed. Shows the progress of indexing, unless `quiet`."""
+        """Return a store of the documents, which the caller closes. Shows the progress of indexing, unless `quiet`."""
         with progress_bar("indexing the documents", quiet=quiet) as update:
             return self.corpus.store(update)
 
     def find_file(self, option: str) -> Path | None:
-        """Return the file that the user gave for `option`, or else that of the data set; None if there is neither.
+        """Return the file that the user gave for `option`, or else the file of the data set; None if there is neither.
 
-        `option` is queries, qrels or run.
+        Args:
+            option: "queries", "qrels" or "run".
         """
         attribute = "first_stage" if option == "run" else option
         file: Path | None = self._options.get(option)
@@ -76,7 +77,7 @@ class RequestedCollection:
         return file
 
     def file(self, option: str) -> Path:
-        """Return the file that `find_file` finds. Raises `InputError` if there is none."""
+        """Return the file for `option`, as `find_file` does. Raises `InputError` if there is none."""
         if (file := self.find_file(option)) is None:
             raise self._missing_part_error(option)
         return file

@@ -24,15 +24,17 @@ from rank_k.types import Candidate, Passage, Query
 from rank_k.window.base import WindowReport
 
 SHOWCASE = ("parallel-processes", "random-items")
-"""The questions that are shown by default, because rank-k-nano improves them clearly. --all shows every question."""
+"""The questions that are shown by default, because rank-k-nano clearly improves their rankings. --all shows every
+question."""
 DEPTH = 12
 _TABLE_ROWS = 5
 _GIST_LENGTH = 32
 _TRACE_LENGTH = 64
 _MARKS = {3: "●", 2: "●", 1: "○"}
-"""The mark of a passage by its grade."""
+"""The mark for a passage of each grade."""
 PASSAGE_TOKENS = 120
-"""Enough for the gist of a docstring. The embedded model reads some 200 tokens a second on 2 CPU cores."""
+"""The beginning of a docstring usually says enough. The embedded model reads about 200 tokens per second on 2 CPU
+cores."""
 
 METHOD_DESCRIPTIONS = {
     "listwise": "It compares passages in windows, and the windows are combined into one ranking.",
@@ -65,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _Demo(NamedTuple):
-    """What all questions share: the reranker, the first-stage run, the passages and the judgments by query id."""
+    """The data that all questions share: the reranker, the first-stage run, the passages, and qrels by query id."""
 
     reranker: Reranker
     first_stage: Mapping[str, Sequence[Candidate]]
@@ -106,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of the reranker. A distilled model has its own."""
+    """Return the options of the reranker. A distilled model uses its own defaults instead of those of the demo."""
     options = {**reranker_options(args), "depth": None}
     if args.server is None and find_student(args.model or default_model(args.method)) is None:
         return {"passage_tokens": PASSAGE_TOKENS, "max_tokens": 256, "temperature": 0.0, **options}
@@ -114,13 +116,13 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _introduction(demo: _Demo, depth: int) -> str:
-    """Return what the demo does."""
+    """Return a paragraph that describes what the demo does."""
     model = demo.reranker.model.name or "the model"
     paragraph = (
         f"For {count_noun(len(demo.first_stage), 'question')} about Python, BM25 finds the best {depth} of"
         f" {len(demo.passages):,} passages of Python's documentation, and {model} reranks them."
-        f" {METHOD_DESCRIPTIONS[demo.reranker.method]} After ten calls to the model, a message says how long that"
-        " takes."
+        f" {METHOD_DESCRIPTIONS[demo.reranker.method]} After ten calls to the model, a message says how long this"
+        " will take."
     )
     return textwrap.fill(paragraph, 79)
 
@@ -148,7 +150,7 @@ def _rerank(demo: _Demo, query: Query, title: str, question_count: int) -> tuple
 
 
 def _print_question(demo: _Demo, query: Query, ranking: Sequence[Candidate], traces: Sequence[str]) -> None:
-    """Print the first passages by BM25 and those of the new ranking side by side, and what the model generated."""
+    """Print the top passages of BM25 and of the new ranking side by side, and the beginnings of the reasoning."""
     grades = demo.qrels.get(query.query_id)
     notes = [
         f"reasoning about window {number}: {textwrap.shorten(trace, _TRACE_LENGTH, placeholder=' ...')}"
@@ -168,9 +170,9 @@ def _print_question(demo: _Demo, query: Query, ranking: Sequence[Candidate], tra
 
 
 def _gist(passage: Passage, grades: Mapping[str, int] | None) -> str:
-    """Return the beginning of a passage after the mark of its grade, which needs judgments.
+    """Return the beginning of a passage, preceded by the mark for its grade if there are judgments.
 
-    Of a long name such as `concurrent.futures.Executor.map`, only the last two parts are shown.
+    A long name such as `concurrent.futures.Executor.map` is shortened to its last two parts.
     """
     name, parenthesis, rest = passage.text.replace("\n", ": ", 1).replace("\n", " ").partition("(")
     text = f"{name if ' ' in name else '.'.join(name.split('.')[-2:])}{parenthesis}{rest}"
@@ -179,7 +181,7 @@ def _gist(passage: Passage, grades: Mapping[str, int] | None) -> str:
 
 
 def _quality(demo: _Demo, reranked: Mapping[str, Sequence[Candidate]]) -> str:
-    """Return nDCG@10 by BM25 and of the new rankings."""
+    """Return the mean nDCG@10 of BM25 and of the new rankings."""
     qrels = {query_id: demo.qrels[query_id] for query_id in reranked}
     runs = ({query_id: demo.first_stage[query_id] for query_id in reranked}, reranked)
     before, after = (evaluate(qrels, run, ["nDCG@10"]).means["nDCG@10"] for run in runs)

@@ -28,7 +28,9 @@ from rank_k.window.scorers import query_log_probability
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--probe", action="store_true", help="send a few small requests to the model, and fail if it cannot rank"
+        "--probe",
+        action="store_true",
+        help="test the abilities of the model with a few small requests, and fail if it cannot rank",
     )
     parser.add_argument("--prompt", type=Path, metavar="FILE", help="prompt template to check")
     add_server_options(parser)
@@ -69,7 +71,7 @@ def _installed_version(module: str, packages: Mapping[str, Sequence[str]]) -> st
 
 
 async def _check_model(args: argparse.Namespace) -> bool:
-    """Print what the model is and, with --probe, what it can do. Return whether its rankings are usable."""
+    """Print the name of the model and, with --probe, its abilities. Return whether its rankings are usable."""
     options = {**given_options(args), "api_key": api_key(args.server, args.api_key_env)}
     resolved, local_model = resolve_options(args.model, options)
     model = build_model(args.model, local_model, resolved)
@@ -92,7 +94,7 @@ def _print_server(model: Model) -> None:
 
 
 async def _print_probes(model: Model) -> bool:
-    """Print what each probe shows. Return whether the model ranked a window."""
+    """Print the result of each probe. Return whether the model ranked a window."""
     is_usable = True
     for label, probe in _probes().items():
         try:
@@ -113,7 +115,7 @@ async def _probe_ranking(model: Model) -> str:
         text = " ".join(response.text.split())[:200]
         raise ModelError(
             f"the answer has no usable ranking: {text!r}" if text else "the answer is empty",
-            "give the name of a model that follows instructions, and its --server-type if it was not detected",
+            "give a model that follows instructions, and --server-type if the type of the server was not detected",
         )
     ranking = " > ".join(" = ".join(f"[{number}]" for number in tier) for tier in answer.tiers)
     trace_place = "in a separate field" if response.reasoning else "in the text" if answer.trace else "none"
@@ -137,8 +139,9 @@ class _Probe:
 
     Attributes:
         request: The request.
-        describe: Returns what the response shows.
-        requirements: Fields of `Capabilities` that the request needs, each with the text for models without it.
+        describe: Returns the result of the probe as text, given the response.
+        requirements: The capabilities that the request needs (fields of `Capabilities`), each with the text to print
+            if the model lacks it.
     """
 
     request: Request

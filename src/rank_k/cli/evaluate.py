@@ -36,32 +36,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ties",
         choices=("file", "trec_eval"),
-        help="order of equal scores: that of the file, or descending ids as in trec_eval (default: file)",
+        help="order of documents with equal scores: file (as in the run file) or trec_eval (by descending id, as"
+        " trec_eval does) (default: file)",
     )
     parser.add_argument(
         "--common-queries",
         action="store_true",
-        help="average over the judged queries that all runs contain; otherwise a query that a run lacks counts as 0",
+        help="average only over the judged queries that all runs contain (default: a judged query that is missing from"
+        " a run counts as 0)",
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="file for a row per run, measure and query")
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="write a CSV file with a row for each run, measure and query"
+    )
     group = parser.add_argument_group(
         "comparison", "paired tests, with correction for multiple comparisons; see docs/how-to/evaluate.md"
     )
-    group.add_argument("--baseline", type=Path, metavar="RUN", help="run to compare the others with")
-    group.add_argument("--report", type=Path, metavar="FILE", help="file for an HTML report with tables and plots")
+    group.add_argument("--baseline", type=Path, metavar="RUN", help="run with which the other runs are compared")
+    group.add_argument("--report", type=Path, metavar="FILE", help="write an HTML report with tables and plots")
     group.add_argument(
-        "--queries", type=Path, metavar="FILE", help="queries to show in the report (default: those of the data set)"
+        "--queries", type=Path, metavar="FILE", help="query texts for the report (default: those of the data set)"
     )
-    group = parser.add_argument_group("cost", "from the journals of the runs; RUN.journal.sqlite is used if it exists")
+    group = parser.add_argument_group(
+        "cost", "costs are read from the journals of the runs; RUN.journal.sqlite is used if it exists"
+    )
     group.add_argument("--journal", action="append", metavar="RUN=FILE", help="journal of a run")
     add_price_options(group)
-    group = parser.add_argument_group("preference judgments", "instead of runs and qrels; see docs/how-to/judging.md")
+    group = parser.add_argument_group(
+        "preference judgments", "evaluated instead of runs and qrels; see docs/how-to/judging.md"
+    )
     group.add_argument(
         "--preferences",
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="preference judgments from the page Judge of rank-k serve",
+        help="files with preference judgments from the page Judge of rank-k serve",
     )
 
 
@@ -71,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.runs:
         raise InputError("there is no run to evaluate", "give one or more runs, or --preferences FILE")
     comparison = _compare(args, intervals=bool(args.baseline or args.json or args.report))
-    if args.csv is not None:  # files are written first, because the reader of the output may end early
+    if args.csv is not None:  # write files first: printing may fail if the output is piped to a program that ends early
         with args.csv.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(evaluation_text.rows(comparison))
     if args.report is not None:
@@ -91,11 +99,11 @@ def report_page(args: argparse.Namespace, links: Sequence[tuple[str, str, bool]]
 
 
 def _compare(args: argparse.Namespace, *, intervals: bool) -> RunComparison:
-    """Return the comparison of the runs that `args` names.
+    """Return the comparison of the runs in `args`.
 
     Args:
         args: The options of the command.
-        intervals: Compute confidence intervals of the means.
+        intervals: Whether to compute confidence intervals of the means.
 
     Raises:
         InputError: If files do not belong together.
@@ -112,7 +120,7 @@ def _compare(args: argparse.Namespace, *, intervals: bool) -> RunComparison:
     for name, run in runs.items():
         if qrels.keys().isdisjoint(run):
             raise InputError(
-                f"{qrels_file} judges none of the queries of {name}", "give qrels and runs of the same queries"
+                f"{qrels_file} has no judgments for the queries of {name}", "give qrels and runs of the same queries"
             )
     costs = {name: _run_cost(args, name, run_files[name], journals[name], name in named_journals) for name in journals}
     comparison = compare_runs(
@@ -128,7 +136,7 @@ def _compare(args: argparse.Namespace, *, intervals: bool) -> RunComparison:
     if comparison.omitted_queries:
         print(
             f"WARNING: only {comparison.query_count:,} of {count_noun(len(qrels), 'judged query')} are in all runs;"
-            " all measures are averages over these",
+            " all measures are averages over these queries",
             file=sys.stderr,
         )
     return comparison
@@ -154,14 +162,14 @@ def _name_runs(paths: Sequence[Path], baseline: Path | None) -> tuple[dict[str, 
 
 
 def _parse_journals(options: Sequence[str], runs: Mapping[str, Path]) -> dict[str, Path]:
-    """Return the journals that --journal names, by run."""
+    """Return the journals that are given with --journal, by the name of the run."""
     journals = {}
     for option in options:
         name = max((name for name in runs if option.startswith(f"{name}=")), key=len, default=None)
         if name is None:
             raise InputError(
-                f"--journal {option} names none of the runs",
-                f"write RUN=FILE, with one of the runs {', '.join(runs)}",
+                f"--journal {option} does not begin with one of the runs",
+                f"write RUN=FILE, where RUN is one of {', '.join(runs)}",
             )
         journals[name] = Path(option[len(name) + 1 :])
     return journals
@@ -182,13 +190,13 @@ def _run_cost(args: argparse.Namespace, name: str, run_file: Path, journal: Path
 
 
 def read_runs(run_files: Mapping[str, Path], collection: RequestedCollection) -> dict[str, Run]:
-    """Return the runs by name, without documents that the data set excludes. Prints how many those are."""
+    """Return the runs by name, without documents that the data set excludes. Prints the number of these documents."""
     runs: dict[str, Run] = {}
     for name, path in run_files.items():
         run = RunWithoutExcluded(read_run(path).items(), collection.excluded)
         if excluded_count := run.count_excluded():
             print(
-                f"{path}: {count_noun(excluded_count, 'excluded document')} of {collection.name} left out",
+                f"{path}: {count_noun(excluded_count, 'document')} left out, because {collection.name} excludes them",
                 file=sys.stderr,
             )
         runs[name] = dict(run)
@@ -196,7 +204,7 @@ def read_runs(run_files: Mapping[str, Path], collection: RequestedCollection) ->
 
 
 def _evaluate_preferences(args: argparse.Namespace) -> int:
-    remedy = "leave it out, or run two commands"
+    remedy = "leave it out, or run a separate command without --preferences"
     if args.runs:
         raise InputError("RUN has no effect with --preferences", remedy)
     run_options = (

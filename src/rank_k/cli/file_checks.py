@@ -1,4 +1,4 @@
-"""Check the files of a command before its work begins: those that it will write, and journals that it reads."""
+"""Check the files of a command before its work begins: the files that it will write, and the journals that it reads."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from rank_k.errors import InputError, JournalError
 from rank_k.journal import Journal
 
 _SIDE_FILES = ("", ".part", "-wal", "-shm")
-"""Suffixes of the files that are written next to one: the part file of an output, and SQLite's of a journal."""
+"""Suffixes of an output file and of the files next to it: the part file of an output, and the files that SQLite writes
+next to a journal."""
 
 
 def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | None]) -> None:
     """Check that the outputs of a command can be written and do not replace another file of the command.
 
     Args:
-        outputs: The files to be written by the flag that names them. None stands for an option that was not given.
+        outputs: The files to be written, by the flag that names them; None for an option that was not given.
         inputs: The files that the command reads.
 
     Raises:
-        InputError: If an output cannot be written, or if it or a file written next to it is an input or another
-            output.
+        InputError: If an output cannot be written. Or if an output, or a file that is written next to it, would replace
+            an input or a different output.
     """
     other_files = [file for file in inputs if file is not None]
     for option, file in outputs.items():
@@ -34,27 +35,30 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | No
 
 def _check_output(option: str, file: Path, other_files: Iterable[Path]) -> None:
     if file.is_dir():
-        raise InputError(f"{option} {file} is a directory", "name a file in it")
+        raise InputError(f"{option} {file} is a directory", "give a file in it")
     folder = file.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"{option} {file}: there is no folder {folder} that can be written to", "make it first")
+        raise InputError(
+            f"{option} {file}: the folder {folder} does not exist or cannot be written to",
+            "create it, or choose a different folder",
+        )
     for other_file in other_files:
         side_files = ([Path(f"{path}{suffix}") for suffix in _SIDE_FILES] for path in (file, other_file))
         if any(_is_same_file(*pair) for pair in product(*side_files)):
             raise InputError(
-                f"{option} {file} would replace {other_file}, which this command also uses", "name another file"
+                f"{option} {file} would replace {other_file}, which this command also uses", "give a different file"
             )
 
 
 def _is_same_file(first: Path, second: Path) -> bool:
-    """Return whether two paths name the same file, which need not exist. Hard links to one file are the same."""
+    """Return whether two paths name the same file, which need not exist. Hard links to one file count as the same."""
     if first.is_file() and second.is_file():
         return first.samefile(second)
     return os.path.realpath(first) == os.path.realpath(second)
 
 
 def open_journal(file: Path, remedy: str) -> Journal:
-    """Return a journal for reading, which must be closed.
+    """Open a journal for reading. The caller closes it.
 
     Args:
         file: The journal.

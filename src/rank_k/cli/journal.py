@@ -1,4 +1,4 @@
-"""`rank-k journal`: show or export the calls in a journal, their cost, and the errors of the model."""
+"""`rank-k journal`: show or export the calls in a journal, sum their cost, or estimate how often the model errs."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         choices=("show", "export", "cost", FIT_NOISE),
-        help="show: print the windows; export: print them as JSONL; cost: sum the calls and tokens; fit-noise: estimate"
-        " the errors of the model (see docs/how-to/simulate.md)",
+        help="show: print the windows; export: print the windows as JSONL; cost: sum the calls and tokens; fit-noise:"
+        " estimate how often the model errs (see docs/how-to/simulate.md)",
     )
     parser.add_argument("journal", type=Path, metavar="FILE", help="journal to read")
     parser.add_argument(
@@ -40,11 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="FILE",
-        help="further journals, such as those of shards (cost)",
+        help="for cost: further journals to sum over, such as the journals of shards",
     )
     parser.add_argument("--query", metavar="ID", help="use only this query")
     parser.add_argument(
-        "--run", metavar="NAME", help="use this run of the journal (default: the last one; all runs for cost)"
+        "--run", metavar="NAME", help="use only this run of the journal (default: the last run; for cost: all runs)"
     )
     add_price_options(parser)
     parser.add_argument(
@@ -56,13 +56,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group(FIT_NOISE)
     group.add_argument("--qrels", type=Path, metavar="FILE", help="relevance judgments of the queries in the journal")
-    group.add_argument("--output", type=Path, metavar="FILE", help="file for the errors as JSON, which --noise reads")
+    group.add_argument(
+        "--output", type=Path, metavar="FILE", help="JSON file for the estimates, which --noise can read"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     if (args.what == FIT_NOISE) != (args.qrels is not None):
         raise InputError(
-            "fit-noise needs --qrels, and nothing else does", f"run: rank-k journal {FIT_NOISE} JOURNAL --qrels FILE"
+            "--qrels is required for fit-noise, and only allowed for fit-noise",
+            f"run: rank-k journal {FIT_NOISE} JOURNAL --qrels FILE",
         )
     if args.output is not None:
         if args.what != FIT_NOISE:
@@ -79,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             print_tables([_cost_table(args, _cost_totals(journal, args))])
             return 0
         if args.other_journals:
-            raise InputError(f"{args.what} reads one journal (got {1 + len(args.other_journals)})", "name one journal")
+            raise InputError(f"{args.what} reads one journal (got {1 + len(args.other_journals)})", "give one journal")
         records = journal.windows(args.run, args.query)
         if args.query is not None:
             if (first := next(records, None)) is None:
@@ -129,7 +132,7 @@ def _cost_table(args: argparse.Namespace, totals: Mapping[tuple[str, str], tuple
 
 
 def _fit_noise(records: Iterator[WindowRecord], args: argparse.Namespace) -> list[Table | str]:
-    """Return the errors of the model in a run, one row per parameter; also write them to --output."""
+    """Return the estimated noise of the model in a run as a table, one row per parameter. Also write it to --output."""
     from dataclasses import asdict
 
     noise_fit = fit_noise(observations_of(records), read_qrels(args.qrels))

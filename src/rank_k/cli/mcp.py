@@ -20,9 +20,7 @@ _HTTP_OPTIONS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--http", action="store_true", help="listen on an address, instead of using standard input and output"
-    )
+    parser.add_argument("--http", action="store_true", help="serve over HTTP instead of over standard input and output")
     add_server_options(parser)
     add_ranking_options(parser)
     parser.add_argument(

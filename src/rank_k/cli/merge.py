@@ -1,4 +1,4 @@
-"""`rank-k merge`: the outputs of all shards of a run as one run and one journal."""
+"""`rank-k merge`: merge the outputs of all shards into one run and one journal."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
     journals = args.journals or [journal_beside(part) for part in args.parts]
     if len(journals) != len(args.parts):
         raise InputError(
-            f"{len(args.parts)} parts have {len(journals)} journals",
-            "name one journal for each part, in the same order",
+            f"--journals gives {len(journals)} journals for {len(args.parts)} parts",
+            "give one journal for each part, in the same order",
         )
     journal = args.journal or journal_beside(args.output)
     check_outputs({"OUTPUT": args.output, "--journal": journal}, (*args.parts, *journals))

@@ -35,7 +35,7 @@ _SIMULATE: Mapping[str, Any] = {
     "metavar": "QRELS",
     "help": "rank with a simulated model that knows these relevance judgments, instead of a real model",
 }
-"""How `add_argument` adds --simulate."""
+"""The arguments of `add_argument` for --simulate."""
 
 _VARIABLE_NAME = re.compile("[A-Z_][A-Z0-9_]*")
 
@@ -43,14 +43,14 @@ _VARIABLE_NAME = re.compile("[A-Z_][A-Z0-9_]*")
 def add_options(
     group: argparse._ActionsContainer, options: Iterable[Option], defaults: Mapping[str, Any] = MappingProxyType({})
 ) -> None:
-    """Add the flags of some options.
+    """Add a flag for each of `options`.
 
-    A flag that is not given is None. If None is also a value of the option, there is no attribute.
+    If a flag is not given, its parsed value is None. If None is a valid value of the option, there is no parsed value.
 
     Args:
         group: The parser or group to which the flags are added.
         options: The options.
-        defaults: Defaults by name that differ from those in `rank_k.options`.
+        defaults: The defaults that differ from those in `rank_k.options`, by the name of the option.
     """
     for spec in options:
         default = defaults.get(spec.name, argparse.SUPPRESS if spec.is_nullable else None)
@@ -59,7 +59,7 @@ def add_options(
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of a reranker that the user gave, by name."""
+    """Return the options of the reranker that the user gave, by name."""
     return {
         name: value
         for name, value in vars(args).items()
@@ -68,12 +68,12 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_server_options(parser: argparse.ArgumentParser, simulation: Mapping[str, Any] | None = None) -> None:
-    """Add --server, --model and the other options of a model.
+    """Add --server, --model and the other options for the connection to a model.
 
     Args:
         parser: The parser of the command.
-        simulation: Arguments of `add_argument` that --simulate has in addition to the usual ones. If it is None, the
-            command has neither --simulate nor --noise.
+        simulation: Arguments of `add_argument` for --simulate that override the usual ones. If it is None, the command
+            has neither --simulate nor --noise.
     """
     group = parser.add_argument_group("model")
     sources = group.add_mutually_exclusive_group()
@@ -98,24 +98,24 @@ def add_server_options(parser: argparse.ArgumentParser, simulation: Mapping[str,
 
 
 def add_ranking_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the windows and for the requests to the model."""
-    group = parser.add_argument_group("ranking", "a distilled model has its own defaults")
+    """Add the options of `RankingOptions` and `InferenceOptions`, and --preset."""
+    group = parser.add_argument_group("ranking", "distilled models have their own defaults")
     group.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        help="paper: the settings of the Rank-K paper; fast, balanced, thorough: the strategy blocks with 6, 7 or 12"
-        " windows per 100 passages",
+        help="paper: the settings of the Rank-K paper; fast, balanced, thorough: 6, 7 or 12 windows per 100 passages,"
+        " using --strategy blocks",
     )
     add_options(group, options_of(RankingOptions).values())
     add_inference_options(parser)
 
 
 def add_inference_options(parser: argparse.ArgumentParser, defaults: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Add the options for the requests to the model.
+    """Add the options of `InferenceOptions`.
 
     Args:
         parser: The parser of the command.
-        defaults: Defaults by name that differ from those in `rank_k.options`.
+        defaults: The defaults that differ from those in `rank_k.options`, by the name of the option.
     """
     add_options(parser.add_argument_group("inference"), options_of(InferenceOptions).values(), defaults)
 
@@ -141,15 +141,15 @@ _NOT_SETTINGS = frozenset(
     "verb command_line quiet strict report concurrency api_key_env read_timeout max_seconds token_budget"
     " price_in price_out price_file shard".split()
 )
-"""Flags that do not change the calls. A command that differs only in these resumes the same run."""
+"""Flags that do not affect the calls. Commands that differ only in these flags resume the same run."""
 
 
 def run_settings(args: argparse.Namespace, options: RerankOptions) -> dict[str, Any]:
     """Return the settings that identify a run in the journal.
 
     Args:
-        args: The options of the command. Those that decide the calls are settings.
-        options: The resolved options of the reranker, which are settings too.
+        args: The options of the command. The settings contain the options that affect the calls.
+        options: The resolved options of the reranker, which the settings contain too.
     """
     flags = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
     return {**flags, **options.settings(), "server_type": options.server_type, "revision": options.revision}
@@ -160,7 +160,7 @@ def api_key(server: str | None, variable: str | None) -> str | None:
 
     Args:
         server: The address of the server. OPENAI_API_KEY is only used for api.openai.com.
-        variable: The environment variable that the user named (default: RANK_K_API_KEY).
+        variable: The environment variable given with --api-key-env (None: RANK_K_API_KEY).
 
     Raises:
         InputError: If `variable` is given but not set, or the key is malformed.
@@ -178,14 +178,14 @@ def key_from_environment(variable: str, option: str = KEY_OPTION) -> str | None:
 
     Args:
         variable: The name of the variable.
-        option: The option that named the variable, for error messages.
+        option: The option with which the user gave the variable, for error messages.
 
     Raises:
         InputError: If the variable is not set, or the key is malformed.
     """
     if variable not in os.environ and not _VARIABLE_NAME.fullmatch(
         variable
-    ):  # the value is not shown, because it may be the key
+    ):  # the message does not show the value, because it may be a key
         raise InputError(
             f"{option} takes the name of a variable, not a key", f"run: export KEY=..., and give {option} KEY"
         )
@@ -193,15 +193,17 @@ def key_from_environment(variable: str, option: str = KEY_OPTION) -> str | None:
         raise InputError(f"the variable {variable} is not set", f"run: export {variable}=..., or leave {option} out")
     key = os.environ[variable].strip()
     if not (key.isascii() and key.isprintable()):
-        raise InputError(f"the key in {variable} has characters that keys do not have", "copy it again")
+        raise InputError(
+            f"the key in {variable} contains characters that are not printable ASCII", "copy the key again"
+        )
     return key or None
 
 
 def print_retry(error: Exception, wait: float) -> None:
-    """Print why a call is retried, if the next attempt is at least five seconds away.
+    """Print the reason for a retry, if the next attempt is at least five seconds away.
 
     Args:
-        error: Why the call failed.
+        error: The error of the failed call.
         wait: Seconds until the next attempt.
     """
     if wait >= 5:
@@ -209,9 +211,9 @@ def print_retry(error: Exception, wait: float) -> None:
 
 
 def import_strategies(strategies: Iterable[str]) -> None:
-    """Import the strategies that are named as MODULE:NAME.
+    """Import the strategies that are given as MODULE:NAME.
 
-    The current folder is on the search path only here, so that nothing else is imported from it.
+    The current folder is on the search path only during these imports, so no other module is imported from it.
 
     Raises:
         InputError: If a strategy cannot be imported.

@@ -18,7 +18,7 @@ class Prices(NamedTuple):
     Attributes:
         prompt: The price of prompt tokens.
         completion: The price of completion tokens.
-        cached: The price of prompt tokens in the cache of the server (default: that of prompt tokens).
+        cached: The price of prompt tokens that the server read from its cache (default: the price of prompt tokens).
     """
 
     prompt: float
@@ -49,7 +49,8 @@ def prices_for_model(args: argparse.Namespace, model: str) -> Prices | None:
 
     Raises:
         InputError: If only one of the two prices is given, or --price-file has no prices for `model`.
-        OSError: If it cannot be read.
+        FormatError: If --price-file has the wrong format.
+        OSError: If --price-file cannot be read.
     """
     if args.price_file is None:
         if args.price_in is None and args.price_out is None:
@@ -69,5 +70,8 @@ def prices_for_model(args: argparse.Namespace, model: str) -> Prices | None:
         ) from error
     except (ValueError, TypeError, AttributeError) as error:
         raise FormatError(
-            args.price_file, 0, "these are not prices by model", '{"model": {"in": 0.5, "out": 2}}'
+            args.price_file,
+            0,
+            "the file does not map model names to prices",
+            'for example {"model": {"in": 0.5, "out": 2}}',
         ) from error

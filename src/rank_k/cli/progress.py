@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: a bar in a terminal, a line every 30 seconds elsewhere."""
+"""Show progress on standard error: a progress bar in a terminal, or else a line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class UpdateProgress(Protocol):
     """Updates a progress bar."""
 
     def __call__(self, completed: float, total: float | None = None, details: str = "") -> None:
-        """Set how much is completed and, if it is not None, how much there is in total."""
+        """Set the completed amount and, unless it is None, the total amount."""
 
 
 class ProgressState(NamedTuple):
-    """How far some work is. `notice` is a line that is shown once, or "" if there is none yet."""
+    """The progress of some work. `notice` is a line that is shown once, or "" if there is none yet."""
 
     completed: float
     total: float
@@ -42,13 +42,13 @@ def progress_bar(
 ) -> Iterator[UpdateProgress]:
     """Show progress until the context is left, and yield the function that updates it.
 
-    If standard error is not a terminal, only progress with `poll` is shown.
+    If standard error is not a terminal, progress is only shown if `poll` is given.
 
     Args:
-        title: What is being done.
-        total: How much there is to do, if it is known at the start.
-        quiet: Show nothing.
-        poll: Returns the state of the work. It is called before each refresh, on another thread.
+        title: A description of the work.
+        total: The total amount of work, if it is known at the start.
+        quiet: Whether to show nothing.
+        poll: Returns the state of the work. It is called before each refresh, in a separate thread.
     """
     if quiet or not sys.stderr.isatty():
         with _log_lines(title, poll) if poll is not None and not quiet else nullcontext():
@@ -59,7 +59,7 @@ def progress_bar(
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
-    time_columns = [TimeRemainingColumn()] if poll is None else []  # polled details contain an estimate
+    time_columns = [TimeRemainingColumn()] if poll is None else []  # `details` of `poll` contains the remaining time
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(20),
@@ -93,7 +93,7 @@ def progress_bar(
 
 @contextmanager
 def _log_lines(title: str, poll: Callable[[], ProgressState]) -> Iterator[None]:
-    """Print a line every `LOG_SECONDS` and the notice, on a thread, until the context is left."""
+    """Print a line every `LOG_SECONDS`, and the notice once, in a thread until the context is left."""
     stop = threading.Event()
 
     def print_lines() -> None:

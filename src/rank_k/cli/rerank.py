@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shard",
         default=argparse.SUPPRESS,
         metavar="NUMBER/COUNT",
-        help="rerank only this part of the queries, such as 3/16, or slurm in a Slurm job array; the names of output"
-        " files get the number of the shard (see rank-k merge)",
+        help="rerank only this part of the queries: for example 3/16, or slurm to use the task of a Slurm job array;"
+        " the number of the shard is added to the names of output files (see rank-k merge)",
     )
     add_options(parser.add_argument_group("long documents"), options_of(LongDocumentOptions).values())
     add_server_options(parser, simulation={})
@@ -57,12 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--journal",
         type=Path,
         metavar="FILE",
-        help="file that stores every call, to resume (default: OUTPUT.journal.sqlite)",
+        help="file that stores every call, so that the command can resume (default: OUTPUT.journal.sqlite)",
     )
-    group.add_argument("--report", type=Path, metavar="FILE", help="file for the summary as JSON")
+    group.add_argument("--report", type=Path, metavar="FILE", help="write the summary to this file as JSON")
     add_options(group, options_of(LimitOptions).values())
     add_price_options(group)
-    group.add_argument("--tag", default="rank-k", metavar="TEXT", help="name of the run in its last column")
+    group.add_argument(
+        "--tag", default="rank-k", metavar="TEXT", help="name of the run, in the last column of the output"
+    )
     add_flags(group, "--strict", "--quiet")
 
 
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         model = SimulatedModel(grades if split is None else passage_grades(grades), noise_by_name(args.noise))
     with closing(store), Reranker(model, journal=journal, **options) as reranker:
         settings = run_settings(args, reranker.options) | {"depth": depth}
-        if shard is not None:  # the shards of a run may have servers and files of their own
+        if shard is not None:  # the shards of a run may use different servers and files
             settings = {name: value for name, value in settings.items() if name not in ("server", "output", "journal")}
             check_shard(reranker.journal, shard, reranker.journal.begin_run(settings), run_input.all_query_ids)
         with resumable(journal):
@@ -115,15 +117,18 @@ def run(args: argparse.Namespace) -> int:
             "duplicates": run_input.first_stage.duplicate_count,
             "excluded": run_input.candidates.count_excluded(),
         }
-        reranker.stats.repairs += Counter(repairs)  # without those that are 0
+        reranker.stats.repairs += Counter(repairs)  # adding counters removes counts of 0
         if shard is not None and not args.quiet:
             queries = f"{len(run_input.query_ids):,} of {count_noun(len(run_input.all_query_ids), 'query')}"
-            print(f"shard {shard}: {queries}; limits of time and tokens hold for this shard: {output}", file=sys.stderr)
+            print(
+                f"shard {shard}: {queries}; --max-seconds and --token-budget apply to this shard only: {output}",
+                file=sys.stderr,
+            )
         return _finish(args, reranker, price, time.monotonic() - started, settings, report)
 
 
 def _output_files(args: argparse.Namespace, shard: Shard | None) -> tuple[Path, Path, Path | None]:
-    """Return the output, the journal and the report; with a shard, their names have its number."""
+    """Return the paths of the output, the journal and the report. They contain the number of the shard."""
     journal = args.journal
     output, report = args.output, args.report
     if shard is not None:

@@ -23,14 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--language",
         default="en",
         metavar="CODE",
-        help="language of the documents, an ISO 639-1 code; see docs/how-to/languages.md",
+        help="language of the documents as an ISO 639-1 code; see docs/how-to/languages.md",
     )
     add_collection_options(parser)
     add_flags(parser, "--limit", "--only")
     parser.add_argument(
         "--query-fields",
         metavar="NAMES",
-        help="fields of a query to search with, such as title,description (default: text)",
+        help="fields of the queries to search with, such as title,description (default: text)",
     )
 
 

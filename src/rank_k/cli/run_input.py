@@ -1,4 +1,4 @@
-"""The input of a command that reranks a run: its queries, candidates and documents, checked before the first call."""
+"""The input of a command that reranks a run: queries, candidates and documents. It is checked before the first call."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--query-fields",
         metavar="NAMES",
-        help="fields of a query that the model sees, such as title,description,narrative (default: text)",
+        help="fields of the queries to show to the model, such as title,description,narrative (default: text)",
     )
 
 
@@ -38,13 +38,14 @@ class RunInput:
 
     Attributes:
         files: The files that are read.
-        first_stage: The run.
+        first_stage: The complete first-stage run.
         queries: The queries by id.
-        all_query_ids: The queries of the run that --limit and --only select.
-        query_ids: Those of the shard.
+        all_query_ids: The ids of the run's queries that --limit and --only select.
+        query_ids: The ids among them that belong to the shard.
+        candidates: The candidates of these queries, without documents that the data set excludes.
 
     Raises:
-        InputError: If a file cannot be read or a query has no text.
+        InputError: If a file cannot be read, or a query has no text.
     """
 
     def __init__(self, args: argparse.Namespace, shard: Shard | None = None) -> None:
@@ -60,7 +61,7 @@ class RunInput:
         )
 
     def open_documents(self, depth: int, *, quiet: bool) -> DocumentStore:
-        """Return the documents. Raises `InputError` if one of the first `depth` candidates has no text."""
+        """Return a store of the documents. Raises `InputError` if a candidate up to rank `depth` has no text."""
         store = self._collection.open_store(quiet=quiet)
         try:
             _check_documents(self.candidates, store, depth)
@@ -71,7 +72,7 @@ class RunInput:
 
 
 class _SelectedQueries:
-    """The queries of a run that have the given ids. It can be iterated as often as the run."""
+    """The part of a run with the given query ids. Like the run, it can be iterated more than once."""
 
     def __init__(self, run: RunFile, query_ids: Iterable[str]) -> None:
         self._run = run
@@ -86,8 +87,8 @@ def _select_queries(
 ) -> list[str]:
     """Return the ids of the run's queries that are to be reranked.
 
-    With --limit or --only, the run may have queries without a text, which are left out. Otherwise they are an error,
-    because the run and the queries probably do not belong together.
+    Queries of the run without a text are left out if --limit or --only is given. Without these options they are an
+    error, because the run and the queries probably do not belong together.
     """
     missing_ids = [query_id for query_id in first_stage.query_ids if query_id not in queries]
     is_part = "limit" in args or "only" in args
@@ -101,7 +102,7 @@ def _select_queries(
 
 
 def _check_documents(run: Iterable[tuple[str, Sequence[Candidate]]], store: PassageSource, depth: int) -> None:
-    """Raise `InputError` if a candidate has no text, before the first call is paid."""
+    """Raise `InputError` if a candidate has no text, so that this error is reported before calls cost money."""
     for query_id, candidates in run:
         for candidate in candidates[:depth]:
             store.get(candidate.doc_id, query_id)

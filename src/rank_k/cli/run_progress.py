@@ -1,8 +1,8 @@
-"""The progress of a run in calls to the model, and the time left.
+"""The progress of a run in calls to the model, and the estimated time left.
 
-The calls of a query are planned by its strategy before the first one is made. Times are estimated from the calls of
-the same run. They are assumed to be proportional to the passages in the prompts, because a call that compares 20
-passages takes longer than one that scores a single passage.
+The number of calls of a query is taken from the first round of its strategy, before the first call is made. Times are
+estimated from the finished calls of the same run. The time of a call is assumed to be proportional to the number of
+passages in its prompt, because comparing 20 passages takes longer than scoring a single one.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from rank_k.window.base import WindowReport
 SHALLOW_DEPTH = 20
 """The depth that is suggested for the embedded model."""
 _MIN_CALLS = 10
-"""New calls before times are estimated."""
+"""The number of new calls that must finish before times are estimated."""
 
 
 class RunProgress:
-    """Counts the queries and windows of a run; it is a `run_job.RunObserver`.
+    """Counts the queries and windows of a run. Implements `run_job.RunObserver`.
 
     Args:
         reranker: The reranker of the run.
@@ -40,12 +40,12 @@ class RunProgress:
         self._reranker = reranker
         self._started = time.monotonic()
         self._stored_before = reranker.journal.stored_calls
-        self._planned = Counter(queries=0)  # also calls and passages, of the queries that have started
+        self._planned = Counter(queries=0)  # queries that have started, and the planned calls and passages of them
         self._ranked_passages = 0
         self._new_passages = 0.0  # of windows whose calls were sent to the model
 
     def watch(self, run: Iterable[tuple[str, Sequence[Candidate]]]) -> Iterator[tuple[str, Sequence[Candidate]]]:
-        """Yield the queries of `run`, and count each as started."""
+        """Yield the items of `run` unchanged, and count each query as started."""
         for query_id, candidates in run:
             calls, passages = self._plan(candidates)
             _, shallow_passages = self._plan(candidates[:SHALLOW_DEPTH])
@@ -69,17 +69,17 @@ class RunProgress:
 
     @property
     def new_calls(self) -> int:
-        """Finished calls that were sent to the model, including those of windows that are not ranked yet."""
+        """The number of finished calls to the model, including the calls of windows that are not ranked yet."""
         return self._reranker.journal.stored_calls - self._stored_before
 
     @property
     def calls(self) -> int:
-        """Finished calls, including those found in the journal."""
+        """The number of finished calls, including the calls that were found in the journal."""
         return self.stats.calls + self._unreported_calls
 
     @property
     def expected_calls(self) -> int:
-        """The number of calls of the whole run, which is estimated from the queries that have started."""
+        """The estimated number of calls of the whole run, based on the queries that have started."""
         return max(round(self._per_query("calls") * self.query_count), self.calls)
 
     @property
@@ -89,7 +89,7 @@ class RunProgress:
         return self._seconds_for(max(expected_passages - self._ranked_passages - self._unreported_calls, 0))
 
     def seconds_per_query(self, *, shallow: bool = False) -> float | None:
-        """Return the estimated time of a query, with `shallow` at `SHALLOW_DEPTH`; None before ten new calls."""
+        """Return the estimated time of a query; None before ten new calls. `shallow`: at depth `SHALLOW_DEPTH`."""
         return self._seconds_for(self._per_query("shallow_passages" if shallow else "passages"))
 
     @property
@@ -100,7 +100,7 @@ class RunProgress:
 
     @property
     def _unreported_calls(self) -> int:
-        """New calls of windows that are not ranked yet. A call of query likelihood has one passage."""
+        """The number of new calls of windows that are not ranked yet. Each counts as one passage (query likelihood)."""
         return max(self.new_calls - self.stats.new_calls, 0)
 
     def _per_query(self, kind: str) -> float:
@@ -108,12 +108,12 @@ class RunProgress:
         return self._planned[kind] / max(self._planned["queries"], 1)
 
     def _seconds_for(self, passages: float) -> float | None:
-        """Return the estimated time of calls that have this number of passages in their prompts."""
+        """Return the estimated time of calls whose prompts contain `passages` passages in total."""
         new_passages = self._new_passages + self._unreported_calls
         return passages * self.seconds / new_passages if self.new_calls >= _MIN_CALLS and new_passages else None
 
     def _plan(self, candidates: Sequence[Candidate]) -> tuple[int, int]:
-        """Return the calls of a query and the passages in their prompts, as its strategy plans them at the start."""
+        """Return the number of calls of a query, and of passages in their prompts, as planned in the first round."""
         options = self._reranker.options
         first_round = next(run_validated(self._reranker.strategy, candidates[: options.depth], 0), None)
         if first_round is None:
@@ -131,13 +131,13 @@ def show_progress(
     noun: str = "query",
     describe_notice: Callable[[RunProgress], str] | None = None,
 ) -> Callable[[Reranker, int], AbstractContextManager[RunProgress]]:
-    """Return the function that shows the progress of a run (see `run_job.ShowProgress`).
+    """Return a function that shows the progress of a run (see `run_job.ShowProgress`).
 
     Args:
         title: A text before the counts.
-        noun: What is ranked, in the singular.
-        describe_notice: Returns the line that is shown once, or "" while it is not known (default: how long the
-            embedded model takes at this depth and at a smaller one).
+        noun: The noun for the items that are ranked, in the singular.
+        describe_notice: Returns a line that is shown once, or "" if it cannot be computed yet (default:
+            `describe_depth`).
     """
     describe_notice = describe_notice or describe_depth
 
@@ -151,11 +151,11 @@ def show_progress(
 
 
 def describe_run(progress: RunProgress, noun: str = "query", notice: str = "") -> ProgressState:
-    """Return the state of a run, with its counts, its speed and the time left as text.
+    """Return the state of a run. `details` contains its counts, its speed and the time left as text.
 
     Args:
         progress: The progress of the run.
-        noun: What is ranked, in the singular.
+        noun: The noun for the items that are ranked, in the singular.
         notice: A line that is shown once (default: none).
     """
     stats, calls, expected_calls = progress.stats, progress.calls, progress.expected_calls
@@ -174,7 +174,10 @@ def describe_run(progress: RunProgress, noun: str = "query", notice: str = "") -
 
 
 def describe_depth(progress: RunProgress) -> str:
-    """Return how long a query takes on the embedded model, and how long it would take at less depth."""
+    """Return a line with the time per query of the embedded model at this depth and at `SHALLOW_DEPTH`.
+
+    The line is "" if the model is not the embedded model, the depth is not larger, or the times are not known yet.
+    """
     seconds, shallow_seconds = progress.seconds_per_query(), progress.seconds_per_query(shallow=True)
     if not progress.is_slow or seconds is None or shallow_seconds is None:
         return ""

@@ -33,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--journal",
         type=Path,
         metavar="FILE",
-        help="with --server or --model: file that stores every call (default: a temporary file with the latest 256 MB);"
-        " without: journal of a finished or running command to show, which is not changed",
+        help="with --server or --model: file that stores every call (default: a temporary file for the latest 256 MB);"
+        " without them: journal of a finished or running command, which the page Runs shows and which is not changed",
     )
-    group = parser.add_argument_group("pages Compare and Judge", "for runs in files; see docs/how-to/judging.md")
+    group = parser.add_argument_group("pages Compare and Judge", "show runs from files; see docs/how-to/judging.md")
     group.add_argument(
         "--compare", nargs="+", type=Path, metavar="RUN", help="TREC runs to compare, the baseline first"
     )
@@ -52,13 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         default=10,
         metavar="N",
-        help="number of passages of each ranking on the page Judge",
+        help="number of passages of each ranking that the page Judge shows",
     )
     group.add_argument(
         "--translation-field",
         default="ht",
         metavar="NAME",
-        help="field of a query with its translation, which the page Judge shows",
+        help="field of the queries with a translation, which the page Judge shows",
     )
     add_collection_options(parser)
     add_server_arguments(parser, "serve", "address and access control")
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     files_to_show = [args.journal] if args.journal else args.compare
     view_only = args.server is None and args.model is None and files_to_show is not None
     if view_only and args.journal is not None:
-        open_journal(args.journal, "name a model (--server or --model) to store its calls in a new journal").close()
+        open_journal(args.journal, "give --server or --model to store calls in a new journal").close()
     with _route_groups(args) as route_groups, open_service(args, access, view_only=view_only) as service:
         description = f"{service.model or 'the model'} ({service.method})"
         if view_only:
@@ -82,20 +82,20 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _route_groups(args: argparse.Namespace) -> Iterator[list[RouteGroup]]:
-    """Open the pages for --compare, and close them on exit. Without --compare, there are none.
+    """Yield the routes of the pages for --compare, and close their files on exit. Without --compare, there are none.
 
     Raises:
         InputError: If options contradict each other, or a file cannot be used.
     """
     if args.compare is None:
         run_options = ("qrels", "preferences_file", "dataset", "queries", "documents")
-        reject_flags(args, run_options, "{flag} has no effect without runs", "name runs with --compare RUN RUN")
+        reject_flags(args, run_options, "{flag} has no effect without runs", "give runs with --compare RUN RUN")
         yield []
         return
     paths = [run.resolve() for run in args.compare]
     for run, path in zip(args.compare, paths, strict=True):
         if paths.count(path) > 1:
-            raise InputError(f"--compare names {run} twice", "name each run once")
+            raise InputError(f"--compare contains {run} twice", "give each run once")
     with ExitStack() as stack:
         groups = [group for group in (_report_routes(args), _judging_routes(args, stack)) if group is not None]
         if not groups:
@@ -138,7 +138,7 @@ def _judging_routes(args: argparse.Namespace, stack: ExitStack) -> RouteGroup | 
     if args.preferences_file is None:
         return None
     if len(args.compare) < 2:
-        raise InputError("a single run cannot be judged", "name two or more with --compare")
+        raise InputError("a single run cannot be judged", "give two or more runs with --compare")
     collection = RequestedCollection(args)
     check_outputs({"--preferences-file": args.preferences_file}, (*args.compare, *collection.files, args.qrels))
     names = system_names([*map(str, args.compare)])
@@ -146,14 +146,16 @@ def _judging_routes(args: argparse.Namespace, stack: ExitStack) -> RouteGroup | 
     translations = read_translations(collection.queries, args.translation_field)
     pairs = pairwise_items(read_queries(collection.queries), translations, runs, args.judging_depth)
     counts = {
-        f"queries left out because two runs have the same first {args.judging_depth} passages": pairs.identical,
-        "queries left out because a run does not have them": pairs.missing,
+        f"pairs left out because both runs have the same first {args.judging_depth} passages": pairs.identical,
+        "pairs left out because a run does not contain the query": pairs.missing,
     }
     for description, query_count in counts.items():
         if query_count:
             print(f"rank-k serve: {description}: {query_count}", file=sys.stderr)
     if not pairs.items:
-        raise InputError("there is no query to judge", f"check that the runs have the queries of {collection.queries}")
+        raise InputError(
+            "there is no query to judge", f"check that the runs contain the queries of {collection.queries}"
+        )
     store = collection.open_store()
     stack.callback(store.close)
     for pair in pairs.items:

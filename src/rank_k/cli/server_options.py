@@ -24,14 +24,14 @@ from rank_k.server.run import serve
 from rank_k.server.service import RerankService
 
 HOST_VARIABLE, CLIENT_KEYS_VARIABLE = "RANK_K_HOST", "RANK_K_CLIENT_KEYS"
-"""Environment variables that replace --host and --client-key-env, for containers."""
+"""Environment variables that can be used instead of --host and --client-key-env, for containers."""
 
 _LIMITS = options_of(Limits)
 """The limits that have flags, by name."""
 
 
 DEFAULT_PORTS = {"serve": 8787, "mcp": 8788}
-"""The default of --port, by verb."""
+"""The default of --port, by subcommand."""
 
 
 def add_server_arguments(parser: argparse.ArgumentParser, verb: str, title: str) -> None:
@@ -39,8 +39,8 @@ def add_server_arguments(parser: argparse.ArgumentParser, verb: str, title: str)
 
     Args:
         parser: The parser of the command.
-        verb: The command.
-        title: The title of the group with address and access control.
+        verb: The name of the subcommand.
+        title: The title of the group of options for address and access control.
     """
     group = parser.add_argument_group(title)
     group.add_argument(
@@ -50,26 +50,30 @@ def add_server_arguments(parser: argparse.ArgumentParser, verb: str, title: str)
         "--port",
         type=flag_type(whole_number(0)),
         metavar="N",
-        help=f"port of the server; 0 takes a free one (default: {DEFAULT_PORTS[verb]})",
+        help=f"port to listen on; 0 selects a free port (default: {DEFAULT_PORTS[verb]})",
     )
     group.add_argument(
         "--client-key-env",
         metavar="NAME",
-        help=f"environment variable that contains the key that clients must send, or several keys separated by commas"
-        f" (default: {CLIENT_KEYS_VARIABLE})",
+        help="environment variable that contains the key that clients must send; several valid keys are separated by"
+        f" commas (default: {CLIENT_KEYS_VARIABLE})",
     )
     group.add_argument(
-        "--insecure", action="store_true", help="require no key, although other machines can reach the address"
+        "--insecure", action="store_true", help="allow clients on other machines to use the server without a key"
     )
     group.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="accept requests for this host name"
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="accept requests whose Host header has this name",
     )
     group.add_argument(
         "--allow-origin",
         action="append",
         default=[],
         metavar="URL",
-        help="accept requests from web pages of this origin",
+        help="accept requests from web pages of this origin, such as https://app.example.com",
     )
     add_options(parser.add_argument_group("limits"), _LIMITS.values())
 
@@ -100,15 +104,16 @@ def open_service(
     """Open the service for a reranker with the given options, and close it on exit.
 
     Args:
-        args: The options.
+        args: The options of the command.
         access: The access control; None if the service has a single client.
-        view_only: The journal is only shown, and the model starts with the first request.
+        view_only: Whether --journal is a journal that the server only shows. The model is then prepared at the first
+            request.
     """
     options = reranker_options(args)
     if access is not None and options["api_key"] in access.keys:
         raise InputError(
-            "clients would have to send the API key of the model",
-            "give clients another key with --client-key-env; --api-key-env is for the key of the model",
+            "the key for clients is the same as the API key of the model",
+            "choose a different key for clients with --client-key-env; --api-key-env is for the model",
         )
     limits = Limits(**{name: getattr(args, name) for name in _LIMITS if getattr(args, name) is not None})
     reranker, journal = None, None if view_only else args.journal
@@ -135,15 +140,15 @@ def open_service(
 def serve_app(
     args: argparse.Namespace, service: RerankService, app: App, host: str, subject: str, path: str = ""
 ) -> None:
-    """Serve an application until the process is interrupted. Prints the address at the start.
+    """Serve an application until the process is interrupted. Prints its URL at the start.
 
     Args:
         args: The options of the command.
         service: The service behind the application.
         app: The application.
         host: The address to listen on.
-        subject: What is served, for the printed line.
-        path: The path of the printed address.
+        subject: A description of what is served, for the printed line.
+        path: The path of the printed URL.
     """
     port = DEFAULT_PORTS[args.verb] if args.port is None else args.port
     serve(service, app, host, port, lambda url: print(f"rank-k {args.verb}: {subject} at {url}{path}", flush=True))

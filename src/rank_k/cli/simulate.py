@@ -40,21 +40,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=strategy_names,
         default="sliding,topdown,blocks",
         metavar="NAMES",
-        help="strategies, presets (which have their own windows) or MODULE:NAME, separated by commas",
+        help="strategies, presets (which have their own window and stride) or MODULE:NAME, separated by commas",
     )
-    parser.add_argument("--baseline", metavar="NAME", help="strategy to compare with (default: the first one)")
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="strategy with which the others are compared (default: the first)"
+    )
     add_flags(parser, "--noise")
     parser.add_argument(
         "--seeds",
         type=positive_int,
         default=20,
         metavar="N",
-        help="number of simulated judges, each of which ranks all queries",
+        help="number of different simulated models, each of which ranks all queries",
     )
     defaults = {name: OPTIONS[name].default for name in ("depth", "window", "stride", "first_stage_weight")}
     add_options(parser, [OPTIONS[name] for name in defaults], defaults)
-    group = parser.add_argument_group("time and cost", "for a window of w passages")
-    group.add_argument("--call-seconds", metavar="T", help="mean duration of a call in seconds, such as 45 or 20+2.5w")
+    group = parser.add_argument_group("time and cost")
+    group.add_argument(
+        "--call-seconds",
+        metavar="T",
+        help="mean duration of a call in seconds: a number such as 45, or a formula such as 20+2.5w, where w is the"
+        " number of passages in the window",
+    )
     group.add_argument(
         "--call-spread",
         type=non_negative_float,
@@ -67,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=concurrency_values,
         default="16",
         metavar="N,N",
-        help="numbers of concurrent calls, separated by commas",
+        help="numbers of concurrent calls for which times are estimated, separated by commas",
     )
     group.add_argument("--tokens-per-passage", type=non_negative_float, metavar="N", help="prompt tokens per passage")
     group.add_argument(
@@ -83,7 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     call_time = None if args.call_seconds is None else CallTime.parse(args.call_seconds, args.call_spread)
     if (args.price_in is not None or args.price_out is not None) and not _has_token_counts(args):
-        raise InputError("prices need numbers of tokens", "give --tokens-per-passage and --tokens-per-answer too")
+        raise InputError(
+            "costs cannot be computed without token counts", "also give --tokens-per-passage and --tokens-per-answer"
+        )
     baseline = args.baseline or args.strategies[0]
     if baseline not in args.strategies:
         raise InputError(f"--baseline {baseline} is not in --strategy", f"give one of {', '.join(args.strategies)}")
@@ -96,10 +105,10 @@ def run(args: argparse.Namespace) -> int:
     missing = [query_id for query_id in grades if not candidates.get(query_id)]
     if missing:
         print(
-            f"{count_noun(len(missing), 'judged query')} missing in the run, counted as 0: {', '.join(missing[:5])}",
+            f"{count_noun(len(missing), 'judged query')} missing from the run, counted as 0: {', '.join(missing[:5])}",
             file=sys.stderr,
         )
-    with progress_bar("simulating judges", args.seeds, quiet=args.quiet) as update:
+    with progress_bar("simulating models", args.seeds, quiet=args.quiet) as update:
         simulation = Simulation(candidates, grades, make_strategies, noise, args.depth)
         totals = simulate_judges(simulation, args.seeds, update)
     rows = [_make_row(name, sums, totals[baseline], call_time, args) for name, sums in totals.items()]
@@ -111,8 +120,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(output, indent=2, default=str))
         return 0
     caption = (
-        f"{count_noun(len(grades), 'query')}, {count_noun(args.seeds, 'judge')}, noise {args.noise};"
-        f" differences to {baseline}, paired by query"
+        f"{count_noun(len(grades), 'query')}, {count_noun(args.seeds, 'simulated model')}, noise {args.noise};"
+        f" differences from {baseline}, paired by query"
     )
     cells = [_format_row(row) for row in rows]
     table = Table(list(cells[0]), [list(row.values()) for row in cells])
@@ -123,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
 def _make_strategies(
     names: Sequence[str], window: int, stride: int, first_stage_weight: float
 ) -> Mapping[str, Strategy]:
-    """Return the strategies by name, and the first stage. Raises `InputError` for an unknown strategy."""
+    """Return the strategies by name, including the first stage. Raises `InputError` for an unknown strategy."""
     import_strategies(names)
     strategies: dict[str, Strategy] = {FIRST_STAGE: without_calls}
     for name in names:
@@ -133,7 +142,7 @@ def _make_strategies(
 
 
 def _read_inputs(args: argparse.Namespace) -> tuple[Grades, Run]:
-    """Return the judgments, and the run's candidates of the judged queries."""
+    """Return the relevance judgments, and the run's candidates for the judged queries."""
     collection = RequestedCollection(args)
     run_file, qrels = collection.file("run"), collection.file("qrels")
     grades = read_qrels(qrels)
@@ -143,7 +152,7 @@ def _read_inputs(args: argparse.Namespace) -> tuple[Grades, Run]:
     run = {query_id: candidates for query_id, candidates in complete_run if query_id in grades}
     if not run:
         raise InputError(
-            f"{qrels} judges none of the queries of {run_file}", "give qrels and a run of the same queries"
+            f"{qrels} has no judgments for the queries of {run_file}", "give qrels and a run of the same queries"
         )
     return grades, run
 
@@ -154,7 +163,7 @@ def _read_inputs(args: argparse.Namespace) -> tuple[Grades, Run]:
 def _make_row(
     name: str, sums: SimulationTotals, baseline: SimulationTotals, call_time: CallTime | None, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Return the JSON object of a strategy."""
+    """Return the results of a strategy as a JSON object."""
     row: dict[str, Any] = {
         "strategy": name,
         "ndcg@10": sums.quality.mean,
@@ -186,7 +195,7 @@ def _has_token_counts(args: argparse.Namespace) -> bool:
 
 
 def _format_row(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return the text of each column of a row."""
+    """Return the cells of a row as text, by column."""
     cells = {
         "strategy": row["strategy"],
         "nDCG@10 (se)": f"{100 * row['ndcg@10']:.2f} ({100 * row['error']:.2f})",
@@ -210,7 +219,7 @@ def _format_row(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def strategy_names(text: str) -> list[str]:
-    """Parse names separated by commas, without repetitions."""
+    """Parse names separated by commas, and remove repeated names."""
     names = list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
     if not names:
         raise argparse.ArgumentTypeError("give the name of a strategy")

@@ -47,16 +47,21 @@ _SIMULATE = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the journal, runs, tables and report")
-    group = parser.add_argument_group("study", "a grid of your settings, or a ready-made one; see docs/how-to/study.md")
+    group = parser.add_argument_group(
+        "study", "a grid of your own settings, or a ready-made grid; see docs/how-to/study.md"
+    )
     sources = group.add_mutually_exclusive_group()
     sources.add_argument(
         "--question",
         metavar="Q",
         choices=list(QUESTIONS),
-        help=f"ready-made grid for a question, which --list explains: {', '.join(QUESTIONS)}",
+        help=f"use a ready-made grid that answers a question; --list explains it: {', '.join(QUESTIONS)}",
     )
     sources.add_argument(
-        "--config", type=Path, metavar="FILE", help="study in TOML, or rank-k-paper, which is part of Rank-K"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML file that defines the study, or rank-k-paper, which comes with Rank-K",
     )
     group.add_argument(
         "--data", type=Path, metavar="DIR", help="folder with the data of the study (default: $RANK_K_DATA or .)"
@@ -64,25 +69,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--only", nargs="+", metavar="NAME", help="run only these collections, first stages, models or cells"
     )
-    group.add_argument("--list", action="store_true", help="list the cells of the grid, and run nothing")
+    group.add_argument("--list", action="store_true", help="list the cells of the grid without running them")
     group = parser.add_argument_group("grid", "values separated by commas; every combination is a cell")
     add_axes(group)
     group = parser.add_argument_group("collection", "see docs/how-to/collections.md")
     group.add_argument("--dataset", nargs="+", metavar="NAME", help=DATASET_HELP)
     add_flags(group, "--queries", "--documents", "--qrels")
     group.add_argument(
-        "--run", nargs="+", type=Path, metavar="FILE", help="first-stage runs; with several data sets, one for each"
+        "--run", nargs="+", type=Path, metavar="FILE", help="first-stage runs; with several data sets, one run for each"
     )
     group.add_argument(
         "--query-fields",
         nargs="+",
         metavar="NAMES",
-        help="fields of a query that the model sees; several values are compared",
+        help="fields of the queries to show to the model, such as title,description; several values are compared",
     )
     add_server_options(parser, simulation=_SIMULATE)
     group = parser.add_argument_group("output")
     group.add_argument(
-        "--baseline", metavar="CELL", help="cell to compare the others with, or 'first stage' (default: the first cell)"
+        "--baseline",
+        metavar="CELL",
+        help="cell with which the others are compared, or 'first stage' (default: the first cell)",
     )
     add_flags(group, "--measures", "--json", "--strict", "--quiet")
 
@@ -104,7 +111,7 @@ def _run_study(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) ->
     if args.output is None:
         raise InputError("--output is missing", "give a folder for the journal, runs and report")
     for module in ("ir_measures", "jinja2", "matplotlib", "scipy"):
-        load(module)  # a missing package is reported before the first call is paid
+        load(module)  # report a missing package before calls cost money
     connections = {model.name: connection_options(args, model) for model in study.models}
     folder = StudyFolder(args.output)
     with ExitStack() as stack:
@@ -114,7 +121,7 @@ def _run_study(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) ->
             for cell in requested:
                 if cell not in cells:
                     print(
-                        f"{cell.name}: left out, because a cell of less depth already reranks all candidates",
+                        f"{cell.name}: left out, because a cell with a smaller depth already reranks all candidates",
                         file=sys.stderr,
                     )
             _check_inputs(study, cells, folder.cells, collections)
@@ -140,7 +147,7 @@ def _run_cells(
     folder: StudyFolder,
     journal: Journal,
 ) -> None:
-    """Run the cells that are not finished. The message of a `RankKError` says how many are."""
+    """Run the cells that are not finished. If one fails, the error message says how many cells are finished."""
     for number, cell in enumerate(cells, 1):
         title = f"cell {number}/{len(cells)} {cell.name}: "
         model, collection, started = study.model(cell.model), collections[cell.collection], time.monotonic()
@@ -170,7 +177,7 @@ def _write_results(
     *,
     show: bool,
 ) -> int:
-    """Write the tables and the report of the finished cells. With `show`, also print them. Return the exit status."""
+    """Write the tables and the report of the finished cells, and return the exit status. `show`: also print tables."""
     runs_of_study = {(c.name, f.name) for c in study.collections for f in c.first_stages}
     known_cells = [cell for cell in folder.cells if (cell.collection, cell.first_stage) in runs_of_study]
     finished = [cell for cell in known_cells if folder.is_finished(cell, journal)]
@@ -196,9 +203,9 @@ def _write_results(
 def _check_inputs(
     study: Study, cells: Sequence[Cell], earlier_cells: Sequence[Cell], collections: Mapping[str, LoadedCollection]
 ) -> None:
-    """Raise `InputError` for a wrong measure or baseline, or a missing text, before the first call.
+    """Raise `InputError` for an unknown measure or baseline, or a missing text, before the first call.
 
-    The baseline may also be one of `earlier_cells`, which earlier commands ran.
+    The baseline may also be one of `earlier_cells`, the cells of earlier commands.
     """
     settings = {cell.name: cell.setting for cell in (*cells, *earlier_cells)}
     if study.baseline not in (None, FIRST_STAGE, *settings, *settings.values()):

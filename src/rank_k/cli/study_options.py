@@ -28,7 +28,11 @@ def add_axes(group: argparse._ArgumentGroup) -> None:
 
 
 def study_from_args(args: argparse.Namespace) -> Study:
-    """Return the study that --config names or that the options describe. Raises `InputError` for wrong options."""
+    """Return the study of --config, or else the study that the options describe.
+
+    Raises:
+        InputError: If an option is invalid, or contradicts a different option.
+    """
     if args.config is None:
         return _study_from_options(args)
     collection_options = ("dataset", "queries", "documents", "qrels", "run", "query_fields")
@@ -36,7 +40,7 @@ def study_from_args(args: argparse.Namespace) -> Study:
         args,
         (*STUDY_OPTIONS, *collection_options, "prompt", "model"),
         "{flag} and --config exclude each other",
-        "write a study in TOML and give it with --config FILE",
+        "change the setting in the file that is given with --config",
     )
     file = config_file(args.config)
     is_user_file = file == args.config
@@ -131,7 +135,7 @@ def _collections(args: argparse.Namespace) -> tuple[Collection, ...]:
         ("runs", [f.name for f in collections[0].first_stages]),
     ):
         if len(set(names)) < len(names):
-            raise InputError(f"two {label} have the same name ({', '.join(names)})", "rename one")
+            raise InputError(f"two {label} have the same name ({', '.join(names)})", "rename one of them")
     return tuple(collections)
 
 
@@ -149,20 +153,21 @@ def _run_name(file: Path) -> str:
 
 
 def apply_server_options(args: argparse.Namespace, study: Study) -> Study:
-    """Return the study with its models on --server, or replaced by a simulated model.
+    """Return the study with --server or --simulate applied to its models.
 
     Args:
         args: The options of the command.
         study: The study.
 
     Raises:
-        InputError: If --simulate or --noise is wrong, or --server is given for several models.
+        InputError: If --simulate or --noise is invalid, or --server is given for several models.
     """
     if args.simulate is not None:
         qrels = args.simulate if args.simulate != Path() else None
         if qrels is not None and not qrels.exists():
             raise InputError(
-                f"--simulate {qrels}: there is no such file", "give a file with relevance judgments, or leave it out"
+                f"--simulate {qrels}: there is no such file",
+                "give a file with relevance judgments, or --simulate alone to use those of the collection",
             )
         noise_by_name(args.noise)  # an error in --noise is reported now
         models = (replace(model, simulate=args.noise, judgments=qrels, prompt=None) for model in study.models)
@@ -178,7 +183,7 @@ def apply_server_options(args: argparse.Namespace, study: Study) -> Study:
 
 
 def connection_options(args: argparse.Namespace, model: ModelPlan) -> dict[str, Any]:
-    """Return the options of `Reranker` that say how the model is reached."""
+    """Return the options of `Reranker` for the connection to the model, and its prompt."""
     options = {"concurrency": args.concurrency, "read_timeout": args.read_timeout, "on_retry": print_retry}
     if model.simulate:
         return {**options, "prompt": None}

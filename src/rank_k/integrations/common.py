@@ -1,7 +1,7 @@
 """Functions that all integrations share: they create the reranker, rank, and report failures.
 
-Frameworks return only documents, so failures would go unnoticed. If no window could be ranked because the model did not
-respond, an error is raised. Single windows that kept their input order are logged as a warning.
+Frameworks return only documents, so users would not notice failures. Therefore an error is raised if no window could be
+ranked because the model did not respond. If only some windows could not be ranked, a warning is logged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rank_k.window.base import WindowReport
 LOG = logging.getLogger("rank_k")
 
 RerankerSource: TypeAlias = Reranker | ModelSource
-"""A reranker, or the model for one as `Reranker` takes it."""
+"""A reranker, or the model for a new reranker: the first argument of `Reranker`."""
 
 
 def resolve_reranker(source: RerankerSource, options: Mapping[str, Any]) -> Reranker:
@@ -36,7 +36,9 @@ def resolve_reranker(source: RerankerSource, options: Mapping[str, Any]) -> Rera
     """
     if isinstance(source, Reranker):
         if options:
-            raise InputError(f"options for an existing reranker: {', '.join(options)}", "pass them to Reranker(...)")
+            raise InputError(
+                f"an existing reranker cannot take the options {', '.join(options)}", "pass them to Reranker(...)"
+            )
         return source
     return Reranker(source, **options) if source is not None else Reranker(**options)
 
@@ -72,7 +74,7 @@ def rerank(
     queries: Mapping[str, str],
     passages: Mapping[str, Passage] | PassageSource,
 ) -> Iterator[tuple[str, Sequence[str]]]:
-    """Yield the id of each query with the ids of its documents, the best first. Queries are ranked concurrently.
+    """Yield the id of each query and the ids of its documents, the best first. Queries are ranked concurrently.
 
     Args:
         reranker: The reranker.
@@ -81,7 +83,7 @@ def rerank(
         passages: The documents by id, or a source of them.
 
     Raises:
-        ModelError: At the end, if the model could not be reached for any window.
+        ModelError: After the last query, if the model could not be reached for any window.
     """
     if not candidates:
         return
@@ -97,9 +99,9 @@ def rerank(
 
 @contextmanager
 def _checked_windows() -> Iterator[Callable[..., None]]:
-    """Yield an `on_result` hook that counts windows. Afterwards, raise or log failures as the module describes.
+    """Yield an `on_result` hook that counts windows. On exit, raise an error or log a warning (see the module).
 
-    The hook is called in another thread. The counts are read after the ranking.
+    The hook is called in a different thread. The counts are read after the ranking.
     """
     counts: Counter[str] = Counter()
     last_error: list[ModelError] = []

@@ -15,7 +15,7 @@ class RankKCrossEncoder:
     """A reranker with the methods `rank` and `predict` of a `CrossEncoder`.
 
     Args:
-        reranker: A reranker, or the model for one.
+        reranker: A reranker, or the model for a new one.
         options: The options of a new `Reranker`.
     """
 
@@ -38,7 +38,7 @@ class RankKCrossEncoder:
             query: The text of the query.
             documents: Texts, or mappings with a "text".
             top_k: The number of documents to return (None: all).
-            return_documents: Whether to return the documents.
+            return_documents: Whether results contain the documents.
             batch_size: Has no effect.
             show_progress_bar: Has no effect.
 
@@ -63,8 +63,8 @@ class RankKCrossEncoder:
     ) -> list[float]:
         """Return the score 1 / rank of each pair of a query and a document.
 
-        The rank is the rank among the documents of the same query in this call. Therefore pass all candidates of a
-        query in one call, and compare only scores of the same query.
+        A document is ranked among the documents of the same query in this call. Therefore pass all candidates of a
+        query in one call, and do not compare the scores of different queries.
 
         Args:
             sentences: Pairs (query, document).

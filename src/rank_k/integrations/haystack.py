@@ -25,8 +25,8 @@ class RankKRanker:
     """Ranks documents. Returns copies of the best ones with the score 1 / rank, the best first.
 
     Args:
-        reranker: The model for a new reranker. Or an existing reranker, which is not closed with the pipeline and
-            cannot be saved with it.
+        reranker: The model for a new reranker, or an existing reranker. The pipeline does not close an existing
+            reranker, and cannot be saved if it contains one.
         top_k: The number of documents to return (None: all).
         api_key: The key of the server.
         options: The options of a new `Reranker`.
@@ -45,7 +45,7 @@ class RankKRanker:
 
     @cached_property
     def reranker(self) -> Reranker:
-        """The reranker. It is created at its first use, because a pipeline may be loaded without its key."""
+        """The reranker. It is created when it is first used, because the key may be unset when a pipeline is loaded."""
         key = {"api_key": self._api_key.resolve_value()} if self._api_key else {}
         return resolve_reranker(self._source, self._options | key)
 
@@ -58,7 +58,7 @@ class RankKRanker:
         await asyncio.to_thread(self.warm_up)
 
     def close(self) -> None:
-        """Close the reranker, unless it was passed to the component. The next run creates a new one."""
+        """Close the reranker, unless it was passed to the component. The next run creates a new reranker."""
         if not isinstance(self._source, Reranker) and "reranker" in vars(self):
             self.reranker.close()
             del self.reranker
@@ -71,12 +71,13 @@ class RankKRanker:
         """Return the component in the format of saved pipelines.
 
         Raises:
-            InputError: If the component was created with an existing reranker. Haystack raises its own errors for a
-                key that is not an `EnvVarSecret` and for options that are not plain values.
+            InputError: If the component was created with an existing reranker or model. Haystack raises its own errors
+                if the key is not an `EnvVarSecret` or an option cannot be serialized.
         """
         if not isinstance(self._source, str | Path | None):
             raise InputError(
-                "an existing reranker or model cannot be saved", "create the component with options instead"
+                "an existing reranker or model cannot be saved",
+                "create the component with the name of a model and options for a new reranker",
             )
         parameters = {"reranker": self._source, "top_k": self.top_k, "api_key": self._api_key, **self._options}
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in parameters.items()}
@@ -84,7 +85,7 @@ class RankKRanker:
 
     @component.output_types(documents=list[Document])
     def run(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, list[Document]]:
-        """Return the ranked `documents`. `top_k` overrides the number given to the component."""
+        """Return the ranked `documents`. `top_k` overrides the `top_k` of the component."""
         hits = rank_texts(self.reranker, query, _texts(documents), self.top_k if top_k is None else top_k)
         return {"documents": _with_scores(documents, hits)}
 

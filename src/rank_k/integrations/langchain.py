@@ -20,7 +20,7 @@ class RankKCompressor(BaseDocumentCompressor):
     It returns copies of the best documents, the best first, whose `metadata["relevance_score"]` is 1 / rank.
 
     Args:
-        reranker: A reranker, or the model for one.
+        reranker: A reranker, or the model for a new one.
         top_n: The number of documents to return (None: all).
         options: The options of a new `Reranker`.
     """

@@ -21,10 +21,10 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 class RankKPostprocessor(BaseNodePostprocessor):
     """Ranks nodes. Returns the best ones with the score 1 / rank, the best first.
 
-    The model reads the text that an embedding model would read: the text of a node and its metadata for embedding.
+    The model reads the same text as an embedding model: the text of a node and the metadata that it has for embedding.
 
     Args:
-        reranker: A reranker, or the model for one.
+        reranker: A reranker, or the model for a new one.
         top_n: The number of nodes to return (None: all).
         options: The options of a new `Reranker`.
     """

@@ -21,14 +21,17 @@ TopRanked: TypeAlias = Mapping[str, Sequence[str]]
 
 
 class RankKSearch:
-    """A model with the `SearchProtocol` of MTEB, for tasks with candidates: Reranking tasks, and Retrieval tasks after
+    """A model with MTEB's `SearchProtocol`, for tasks with candidates: Reranking tasks, and Retrieval tasks after
     `task.convert_to_reranking(folder, top_k=...)`.
 
-    In the data sets of Reranking tasks, relevant candidates often come first. Therefore their candidates are shuffled,
-    with the query id as the seed. The candidates of Retrieval tasks keep their first-stage order.
+    It does not use MTEB's cross-encoder interface, which passes separate query-passage pairs and does not show which
+    passages are candidates for the same query.
+
+    The data sets of Reranking tasks often list relevant candidates first. Therefore the candidates of these tasks are
+    shuffled, with the query id as the seed. The candidates of Retrieval tasks keep their first-stage order.
 
     Args:
-        reranker: A reranker, or the model for one.
+        reranker: A reranker, or the model for a new one.
         options: The options of a new `Reranker`.
     """
 
@@ -38,7 +41,7 @@ class RankKSearch:
 
     @property
     def mteb_model_meta(self) -> ModelMeta:
-        """The name and settings of the model. MTEB reuses cached results of models with the same metadata."""
+        """The name and settings of the model. MTEB reuses cached results if the metadata is the same."""
         self.reranker.prepare()
         name, ranker = self.reranker.model.name, self.reranker.ranker
         hashed_settings = (getattr(ranker, "settings", None), getattr(ranker, "template", None), self.reranker.strategy)
@@ -102,7 +105,8 @@ class _Corpus:
 
 
 def _query_text(row: Mapping[str, Any]) -> str:
-    """Return the text of a query with its instruction. The turns of a conversation are joined as MTEB does it."""
+    """Return the text of a query with its instruction. The turns of a conversation are joined in the same way as in
+    MTEB."""
     turns = [row["text"]] if isinstance(row["text"], str) else row["text"]
     text = "; ".join(turn if isinstance(turn, str) else f"{turn['role']}: {turn['content']}" for turn in turns)
     return " ".join(filter(None, (text, row.get("instruction"))))

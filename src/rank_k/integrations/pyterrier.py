@@ -20,16 +20,17 @@ class RankKReranker(pt.Transformer):
     """Reranks result frames with text: `retriever >> pt.text.get_text(dataset) >> RankKReranker(...)`.
 
     The first-stage order is given by the column `rank`, or else by `score`, or else by the order of the rows. The
-    result has all columns of the input. Its `rank` counts from 0, as in all of PyTerrier, and its `score` is
-    1 / (rank + 1). The queries of a frame are reranked concurrently.
+    result has all columns of the input. Its `rank` counts from 0, as everywhere in PyTerrier, and its `score` is
+    1 / (rank + 1). All queries of a frame are reranked concurrently, with at most `concurrency` requests in flight in
+    total.
 
     Args:
-        reranker: A reranker, or the model for one.
+        reranker: A reranker, or the model for a new one.
         text_field: The column with the text of the passages.
         options: The options of a new `Reranker`.
     """
 
-    # Without it, PyTerrier sends a request to its site.
+    # If `help_url` is not set, PyTerrier sends a request to its website.
     schematic: ClassVar[Mapping[str, Any]] = {"label": "Rank-K", "help_url": None}
 
     def __init__(self, reranker: RerankerSource = None, *, text_field: str = "text", **options: Any) -> None:

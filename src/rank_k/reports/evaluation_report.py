@@ -1,4 +1,4 @@
-"""Render a comparison of runs as one HTML page."""
+"""Render a comparison of runs as an HTML page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rank_k.reports.html import INTERVALS, format_signed, render_template
 
 @dataclass(frozen=True, slots=True)
 class ReportOrigin:
-    """How to reproduce a page: the command, and the name of the judgments that it uses."""
+    """The command that produces a page, and the name of the relevance judgments."""
 
     command: str
     judgments: str
@@ -33,9 +33,9 @@ def render_report(
 
     Args:
         comparison: The compared runs.
-        origin: How to reproduce the page.
+        origin: The command and the judgments, which the page shows.
         queries: The texts of queries by id (default: none).
-        links: The path and the title of each page of the navigation, and whether it is this page (default: none).
+        links: The navigation: for each link its path, its title, and whether it is this page (default: none).
 
     Raises:
         MissingExtra: If jinja2 or matplotlib is not installed.
@@ -56,14 +56,14 @@ def render_report(
 
 
 def _short_names(comparison: RunComparison) -> dict[str, str]:
-    """Return the names of runs for figures: without folders, unless two runs have the same file name."""
+    """Return a name for each run in figures: the file name, or the full path if two runs have the same file name."""
     base_names = {run.name: run.name.rpartition("/")[2] for run in comparison.runs}
     counts = Counter(base_names.values())
     return {name: base_name if counts[base_name] == 1 else name for name, base_name in base_names.items()}
 
 
 def _cost_figures(comparison: RunComparison, names: Mapping[str, str]) -> list[Figure]:
-    """Draw quality against each kind of cost that is not zero everywhere."""
+    """Draw quality against each kind of cost, except kinds that are zero for all runs."""
     measure = comparison.primary_measure
     runs_with_cost = [(run, run.cost) for run in comparison.runs if run.cost is not None]
     costs_by_label = {
@@ -122,7 +122,7 @@ def _reproduction_facts(origin: ReportOrigin, comparison: RunComparison) -> list
         ("Judgments", f"{origin.judgments}: {comparison.query_count:,} queries"),
         ("Measures", ", ".join(comparison.measures)),
         ("Intervals", INTERVALS),
-        ("Tests", f"paired, two-sided: randomization of signs ({RESAMPLES:,} draws, seed {SEED}) and Student's t"),
+        ("Tests", f"paired and two-sided: randomization test ({RESAMPLES:,} draws, seed {SEED}) and Student's t test"),
         ("Correction", f"Holm, over {comparison.comparisons} comparisons" if comparison.comparisons else "none needed"),
         ("Versions", ", ".join(versions)),
     ]

@@ -1,4 +1,4 @@
-"""Plots by matplotlib as SVG documents in a light and a dark theme. The same data give the same bytes."""
+"""Draw plots with matplotlib as SVG documents, in a light and a dark theme. The same data give the same bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rank_k.optional_deps import load
 from rank_k.reports.html import escape_control_characters, format_integer
 
 WIDTH, HEIGHT = 420, 270
-"""The size of a figure in points, which are CSS pixels at its natural size. A legend adds to the height."""
+"""The width and the height of a figure in points. A legend is added to the height."""
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -35,7 +35,7 @@ _STYLE = {
 
 
 def _theme(ink: str, soft: str, rule: str, *series: str) -> dict[str, str]:
-    """Return a theme: the colors of text, axes and grid lines, and the colors C0, C1, ... of series."""
+    """Return matplotlib settings for the colors of text (`ink`), axes (`soft`), grid lines (`rule`) and `series`."""
     return {
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor", "lines.color"), ink),
         **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), soft),
@@ -48,7 +48,7 @@ THEMES = {
     "light": _theme("#1c2128", "#59636e", "#d8dde3", "#1f62b0", "#b4472c", "#17795a", "#8a4aa8", "#8f6a00", "#59636e"),
     "dark": _theme("#e4e8ed", "#a0aab6", "#333b45", "#7fb3f0", "#f0937a", "#5cc79f", "#c79be0", "#d9b44a", "#a0aab6"),
 }
-"""The themes of figures, with the colors of both color schemes of the page (`templates/page.css`)."""
+"""The two themes of figures. They use the colors of the page's color schemes (`templates/page.css`)."""
 
 _LOSS, _GAIN = "C1", "C2"
 _COLORS = 6
@@ -57,23 +57,24 @@ _COLORS = 6
 _MARKERS = "os^DvP"
 
 _LOGARITHMIC_FROM_RATIO = 20
-"""The ratio of the largest to the smallest cost from which the axis is logarithmic."""
+"""The minimum ratio of the largest to the smallest cost for which the axis is logarithmic."""
 
 _MAX_NAMED_BARS = 40
-"""The names of more bars do not fit: the bars are drawn as one area, and only the names at both ends are shown."""
+"""The maximum number of bars that are labeled with their names. More bars are drawn as one area, and only the names at
+both ends are shown."""
 
 _NAMED_EXTREMES = 3
-"""How many names are shown at each end then."""
+"""The number of names at each end, if there are more than `_MAX_NAMED_BARS` bars."""
 
 _LEGEND_LABEL, _BAR_LABEL, _EXTREME_LABEL = 52, 22, 12
-"""The maximum number of characters of names in figures. The tables of the page have the full names."""
+"""The maximum lengths of names in figures, in characters. The tables of the page contain the full names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
     """A plot in both themes, as SVG documents.
 
-    `title` and `description` are its text alternative. `caption` is shown below it unless it is empty.
+    `title` and `description` are the text alternative of the plot. `caption` is shown below it unless it is empty.
     """
 
     title: str
@@ -95,9 +96,10 @@ class Point:
 
 
 def pareto_set(points: Sequence[Point]) -> list[bool]:
-    """Return which points are on the Pareto set: no other point is at least as good in `x` and `y` and better in one.
+    """Return whether each point is on the Pareto set.
 
-    Less `x` (cost) and more `y` (quality) are better.
+    A point is on the Pareto set if no other point has the same or a lower cost `x` and the same or a higher quality
+    `y`, and differs in at least one of them.
     """
     return [
         not any(
@@ -119,17 +121,17 @@ def scatter(
 ) -> Figure:
     """Draw quality (`y`, more is better) against cost (`x`, less is better). The description lists the points.
 
-    Points on the Pareto set are filled and joined by a dashed line; the others are hollow. The legend lists the points
-    with a name. If costs differ by a factor of 20 or more, their axis is logarithmic.
+    Points on the Pareto set are filled and joined by a dashed line; all other points are hollow. The legend lists the
+    points that have a name. If costs differ by a factor of 20 or more, the cost axis is logarithmic.
 
     Args:
-        points: At least one.
+        points: The points, at least one.
         title: The title in the text alternative.
-        x_label: What the cost is.
-        y_label: What the quality is.
-        caption: The text below the figure (default: none). The axes are labeled, so it need not repeat them.
-        connect_series: Join the points of each series, in the order given, by a line (default: False).
-        pareto_mask: Which points are on the Pareto set (default: computed from `points`).
+        x_label: The label of the cost axis.
+        y_label: The label of the quality axis.
+        caption: The text below the figure (default: none).
+        connect_series: Whether to join the points of each series by a line, in the given order.
+        pareto_mask: Whether each point is on the Pareto set (default: computed from `points`).
 
     Raises:
         InputError: If there are no points.
@@ -149,7 +151,7 @@ def scatter(
         if frontier:
             axes.plot(*zip(*frontier, strict=True), "--", color="0.5", linewidth=1, drawstyle="steps-post")
         for number, series in enumerate(series_names):
-            first_marker = number + number // _COLORS  # where colors begin again, shapes are others
+            first_marker = number + number // _COLORS  # series with the same color have different shapes
             members = [
                 (point, optimal) for point, optimal in zip(points, is_optimal, strict=True) if point.series == series
             ]
@@ -198,17 +200,18 @@ def bars(
     caption: str = "",
     y_range: tuple[float, float] = (0.0, 0.0),
 ) -> Figure:
-    """Draw a bar up or down for each value, in the order given.
+    """Draw a bar up or down for each value, in the given order.
 
-    Up to 40 bars are labeled with their names. Of more bars, only the names at both ends are shown.
+    Up to 40 bars are labeled with their names. If there are more bars, only the names at both ends are shown.
 
     Args:
         values: The name and the value of each bar, at least one.
         title: The title in the text alternative.
         description: The description in the text alternative.
-        y_label: What the values are.
+        y_label: The label of the value axis.
         caption: The text below the figure (default: none).
-        y_range: A range that the axis includes, so that several figures have the same scale (default: 0 only).
+        y_range: The smallest and the largest value that the axis must include, so that several figures can have the
+            same scale.
 
     Raises:
         InputError: If there are no values.
@@ -252,7 +255,7 @@ def bars(
 
 
 def _label(name: str, max_length: int) -> str:
-    """Return a name as XML can hold it, without its middle where it is too long."""
+    """Return a name with control characters escaped for XML. The middle of a name that is too long is left out."""
     text = escape_control_characters(name)
     if text.startswith("_"):
         text = f" {text}"  # matplotlib leaves names that begin with _ out of legends
@@ -261,12 +264,12 @@ def _label(name: str, max_length: int) -> str:
 
 
 def _render(draw: Callable[[Any], None], title: str, description: str, caption: str, legend_rows: int = 0) -> Figure:
-    """Draw in both themes, whatever the user's matplotlib settings are."""
+    """Draw the figure in both themes. The user's matplotlib settings have no effect."""
     figure_module, style = load("matplotlib.figure"), load("matplotlib.style")
     documents = {}
     for name, theme in THEMES.items():
         with style.context(_STYLE | theme, after_reset=True), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # its fonts lack some scripts; the browser's have them
+            warnings.simplefilter("ignore", UserWarning)  # about missing glyphs: browsers use their own fonts
             size = (WIDTH / 72, (HEIGHT + 17 * legend_rows) / 72)
             figure = figure_module.Figure(figsize=size, layout="constrained")
             draw(figure.add_subplot())

@@ -1,8 +1,8 @@
-"""Render reports as single HTML files that load nothing.
+"""Render reports as self-contained HTML files, which load no other files.
 
 Templates extend `page.html.j2` and use the tables and figures of `parts.html.j2`. Pages have no scripts. Their
 Content-Security-Policy allows only the style sheet of the page, by its hash, and embedded images. Browsers block
-everything else, so that text of runs, queries and reasoning traces cannot run code or load anything.
+everything else, so that text from runs, queries and reasoning traces cannot run code or load content.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def render_template(template: str, **data: Any) -> str:
 
 
 def svg_uri(svg: str) -> str:
-    """Return an SVG document as a data URI. As an image, it cannot affect the page by scripts, styles or ids."""
+    """Return an SVG document as a data URI. Scripts, styles and ids of an image cannot affect the page."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
@@ -83,11 +83,11 @@ def escape_control_characters(text: str) -> str:
     )
 
 
-# --- numbers, written the same way everywhere ---
+# --- the formats of numbers in all reports ---
 
 
 def format_signed(number: float) -> str:
-    """Return a number with four decimals, its sign, and a typographic minus."""
+    """Return a number with four decimals and its sign. The minus is the typographic minus sign."""
     written = f"{number:+.4f}"
     return "0.0000" if float(written) == 0 else written.replace("-", "−")
 

@@ -1,9 +1,9 @@
 """Access control: the middleware that checks every request before its body is read.
 
-Every web page in a browser can send requests to a server on 127.0.0.1: from the origin of the page, or through a host
-name that the page has rebound to 127.0.0.1. Therefore the Host header must be one of a list of names, requests from
-pages of other origins are rejected, and the body of a POST must be declared as JSON, which makes browsers send a
-preflight request first.
+Any web page in a browser on this machine can send requests to a server on 127.0.0.1: from the origin of the page, or
+through a host name that an attacker has rebound to 127.0.0.1 (DNS rebinding). Therefore the Host header must contain
+the name of this server, requests from pages of other origins are rejected, and the body of a POST must be declared as
+JSON, so that browsers send a preflight request first.
 """
 
 from __future__ import annotations
@@ -33,15 +33,14 @@ _COMMON_HEADERS = {
 class AccessMiddleware:
     """ASGI middleware that passes allowed requests on to an application.
 
-    It stores the name of the client, made of the digest of its key or of its address, as `client` in the state of the
-    scope.
+    It stores a name for the client as `client` in the state of the scope: the digest of its key, or else its address.
 
     Args:
         app: The application.
         access: Who may use the application.
         open_paths: Paths that need no key.
-        private_paths: Paths that are not available if the server has no keys and other machines can reach it.
-        cors_headers: CORS headers for the pages of allowed origins.
+        private_paths: Paths that are not available if the server requires no key and other machines can reach it.
+        cors_headers: CORS headers in responses to pages of allowed origins.
     """
 
     def __init__(
@@ -94,13 +93,13 @@ class AccessMiddleware:
         await self._app(scope, receive, send_with_headers)
 
     def _check_host(self, host: str) -> None:
-        """Raise `ApiError` unless the Host header has a name of this server. IP addresses cannot be rebound."""
+        """Raise `ApiError` unless the Host header names this server. Addresses are allowed: they cannot be rebound."""
         name = host_name(host)
         if name not in self._host_names and not (self._accepts_any_address and is_address(name)):
             raise ApiError(421, "unknown name in the Host header; the server's operator can allow it with --allow-host")
 
     def _is_allowed_origin(self, origin: str, host: str) -> bool:
-        """Return True for an origin that is allowed by name and False for the server's own pages.
+        """Return True for an origin allowed with --allow-origin, and False for the server's own pages.
 
         Raises:
             ApiError: For all other origins.

@@ -27,7 +27,7 @@ class ApiError(Exception):
     Args:
         status: The HTTP status.
         message: The text for the client.
-        field: The invalid field of the request, if there is one.
+        field: The invalid field of the request; empty if the error is not about a field.
         headers: Additional response headers.
     """
 
@@ -39,7 +39,7 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON values of the response body."""
+        """Return the response body as JSON values."""
         body = {"message": self.message, "detail": self.message}
         return {**body, "field": self.field} if self.field else body
 
@@ -69,7 +69,7 @@ _STATUS_AND_MESSAGE: Mapping[type[Exception], tuple[int, str]] = {
     InputError: (502, "the model cannot be used with the options of this server"),
     Exception: (500, "internal server error"),
 }
-"""Status and message by type of error. The first matching type counts."""
+"""The HTTP status and the message for each type of error. The first type that matches is used."""
 
 
 def to_api_error(error: BaseException) -> ApiError:

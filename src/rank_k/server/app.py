@@ -76,7 +76,7 @@ def assemble_app(
     """Return an ASGI application with the routes of `groups` behind the access control.
 
     Args:
-        service: Its metrics count the requests, and it reports errors.
+        service: The service whose metrics count the requests, and which reports errors.
         access: Who may use the application.
         groups: The routes.
         cors_headers: CORS headers for the pages of allowed origins.
@@ -116,7 +116,7 @@ def _count_requests(app: App, service: RerankService, paths: frozenset[str]) -> 
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        started, status = time.monotonic(), 499  # kept if the client disconnects before the response starts
+        started, status = time.monotonic(), 499  # the status stays 499 if the client disconnects before the response
 
         async def send_and_record(message: Any) -> None:
             nonlocal status
@@ -163,7 +163,7 @@ class _Endpoints:
         return json_response(await run_until(wait_for_disconnect(request.receive), work, client_disconnected()))
 
     async def models(self, request: Request) -> Response:
-        """Return the list of models: the one model of this server, or none. `method` is a field of Rank-K's own."""
+        """Return the list of models: the model of this server, or an empty list. OpenAI's API has no field `method`."""
         service = self._service
         card = {"id": service.model, "object": "model", "created": self._started, "owned_by": "rank-k"}
         return json_response({"object": "list", "data": [{**card, "method": service.method}] if service.method else []})

@@ -1,4 +1,4 @@
-"""The limits of the server, and who may use it."""
+"""The limits and the access control of the server."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ class Limits:
         queue: The maximum number of waiting requests. A single client may have at most half of them.
         per_client: The maximum number of running requests of one client.
         max_documents: The maximum number of documents of a request.
-        max_characters: The maximum number of characters of the query and the documents of a request together.
+        max_characters: The maximum total number of characters of the query and all documents of a request.
         max_body: The maximum number of bytes of a request body.
-        deadline: The default deadline of requests. None: no limit.
+        deadline: The time after which a request without its own deadline returns its best ranking so far. None: no
+            limit.
         shutdown_timeout: How long running requests may continue when the server stops.
         connections: The maximum number of open connections.
         head_seconds: How long the headers of a request may take to arrive.
@@ -34,7 +35,9 @@ class Limits:
     queue: int = option(64, "maximum number of waiting requests", whole_number(1))
     per_client: int = option(8, "maximum number of running requests of one client", whole_number(1))
     max_documents: int = option(1000, "maximum number of documents per request", whole_number(1))
-    max_characters: int = option(4_000_000, "maximum total length of query and documents", whole_number(1))
+    max_characters: int = option(
+        4_000_000, "maximum total number of characters of the query and all documents of a request", whole_number(1)
+    )
     max_body: int = option(16 * 2**20, "maximum size of a request body", whole_number(1), metavar="BYTES")
     deadline: float | None = option(
         None,
@@ -43,7 +46,10 @@ class Limits:
         metavar="S",
     )
     shutdown_timeout: float = option(
-        30.0, "let running requests continue for S seconds at shutdown", number(exclusive=True), metavar="S"
+        30.0,
+        "when the server stops, let running requests continue for at most S seconds",
+        number(exclusive=True),
+        metavar="S",
     )
     connections: int = 1000
     head_seconds: float = 10.0
@@ -57,7 +63,7 @@ class AccessConfig:
 
     Attributes:
         host: The address on which the server listens.
-        keys: The keys of clients. Each of them gives access; without any, clients need none.
+        keys: The accepted client keys. If empty, no key is required.
         hosts: Names that the Host header may have, in addition to `host` and the loopback names.
         origins: Origins of pages that may use the server, such as `https://app.example.com`, in addition to its own.
     """
@@ -69,7 +75,7 @@ class AccessConfig:
 
     @property
     def open_to_all(self) -> bool:
-        """Whether other machines can reach the server and need no key."""
+        """Whether clients on other machines can use the server without a key."""
         return not (is_loopback(self.host) or self.keys)
 
 
@@ -108,7 +114,7 @@ def check_access(access: AccessConfig, *, insecure: bool) -> None:
 
     Args:
         access: The configuration.
-        insecure: Whether the operator has said that no keys are needed, although other machines can reach the server.
+        insecure: Whether the operator has confirmed that clients on other machines may use the server without a key.
 
     Raises:
         InputError: If other machines could use the server without a key, or if a name or an origin is invalid.
@@ -119,10 +125,12 @@ def check_access(access: AccessConfig, *, insecure: bool) -> None:
             "require a key with --client-key-env NAME, or confirm with --insecure",
         )
     if "*" in access.hosts or "*" in access.origins:
-        raise InputError("--allow-host and --allow-origin do not accept wildcards", "give each name")
+        raise InputError("--allow-host and --allow-origin do not accept wildcards", "list each name")
     for name in access.hosts:
         if not name or "/" in name or host_name(name) != name.lower().removesuffix("."):
-            raise InputError(f"--allow-host {name} is not a host name", "write it like rerank.example.com")
+            raise InputError(f"--allow-host {name} is not a host name", "give a name such as rerank.example.com")
     for origin in access.origins:
         if not _ORIGIN.fullmatch(origin.lower().rstrip("/")):
-            raise InputError(f"--allow-origin {origin} is not an origin", "write it like https://app.example.com")
+            raise InputError(
+                f"--allow-origin {origin} is not an origin", "give an origin such as https://app.example.com"
+            )

@@ -1,4 +1,4 @@
-"""The questions of `rank-k demo` with their passages: the examples of the page *Try*."""
+"""The examples of the page *Try*: questions of `rank-k demo` with their passages."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
-"""A ranking as server-sent events.
+"""Stream a ranking as server-sent events.
 
     event: window    {"round", "window", "shown"}                    a window is sent to the model
     event: trace     {"round", "window", "reasoning", "text"}        a chunk of the response, to be concatenated
-    event: order     {"round", "window", "shown", "tiers", "ranked", "repairs", "usage"}    the ranking of the window
+    event: order     {"round", "window", "shown", "tiers", "ranked", "repairs", "usage"}    the ranking of a window
     event: ranking   {"round", "indices"}                            the best ranking so far, if more rounds follow
     event: result    the response to the same request without `stream`
     event: error     {"status", "message", "detail"}                 instead of a result
 
-Rounds and windows count from 1. Documents are identified by their index in the request, from 0. Once the first event
-is sent, the status is 200; a request that fails before that gets an ordinary error response.
+Rounds and windows count from 1. `shown` lists the documents of the window in input order, and `tiers` lists them by
+rank, with tied documents in the same list. Documents are identified by their index in the request, from 0. If a request
+fails before the first event, the response is an ordinary error response. After the first event, the status is 200.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class EventStream(ProgressListener):
     """An ASGI response that streams the events of a ranking. The ranking is cancelled when the client disconnects.
 
     Args:
-        rank: Ranks, calls the methods of its argument, and returns the result as JSON values.
-        report_error: Returns the error for the client, and reports it to the operator.
+        rank: Ranks the documents, reports progress to its argument, and returns the response as JSON values.
+        report_error: Reports an error to the operator, and returns the error for the client.
     """
 
     def __init__(

@@ -25,17 +25,17 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LARGEST_INTEGER = 2**53
-"""The largest integer that every JSON reader stores exactly. Larger ones are read as this one."""
+"""The largest integer that all JSON parsers represent exactly. Larger integers in requests are reduced to it."""
 
 
 class RouteGroup(NamedTuple):
     """The routes of one part of the server.
 
     Attributes:
-        name: The name of the part, from which the web pages know that it is available.
+        name: The name of the part. The web pages request the list of names to see which parts are available.
         routes: Routes of Starlette.
         open_paths: Paths that need no key.
-        private_paths: Paths that are not available if the server has no keys and other machines can reach it.
+        private_paths: Paths that are not available if the server requires no key and other machines can reach it.
     """
 
     name: str
@@ -45,12 +45,12 @@ class RouteGroup(NamedTuple):
 
 
 def route(path: str, handler: Callable[[Request], Awaitable[Any]], *methods: str) -> Any:
-    """Return a route of Starlette for `methods` (default: GET). Raises `MissingExtra`."""
+    """Return a Starlette route for `methods` (default: GET). Raises `MissingExtra` if Starlette is not installed."""
     return load("starlette.routing").Route(path, handler, methods=methods or ("GET",))
 
 
 async def read_json(request: Request) -> dict[str, Any]:
-    """Return the JSON object in the body of a request. Raises what `read_body` and `json_object` raise."""
+    """Return the JSON object in the body of a request. Raises the errors of `read_body` and `json_object`."""
     return json_object(await read_body(request))
 
 
@@ -82,18 +82,18 @@ async def read_body(request: Request) -> bytes:
 
 
 async def wait_for_disconnect(receive: Receive) -> None:
-    """Wait until the client disconnects or has received the response. The request body must have been read."""
+    """Wait until the client disconnects or has received the response. Call it after the request body was read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def run_until(interruption: Coroutine[Any, Any, object], work: Coroutine[Any, Any, T], error: ApiError) -> T:
-    """Return the result of `work`.
+    """Return the result of `work`, unless `interruption` ends first.
 
     Args:
-        interruption: If it ends before `work`, `work` is cancelled.
-        work: A coroutine.
-        error: Raised after an interruption.
+        interruption: A coroutine. If it ends before `work`, `work` is cancelled and `error` is raised.
+        work: The coroutine that computes the result.
+        error: The error to raise.
     """
     work_task, interruption_task = asyncio.create_task(work), asyncio.create_task(interruption)
     try:
@@ -156,7 +156,7 @@ def _object_with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def printable(name: str) -> str:
-    """Return a text of the client, truncated and without control characters, for an error message."""
+    """Return text that the client sent, truncated and without control characters, for an error message."""
     return "".join(c if c.isprintable() else "?" for c in name[:60])
 
 
@@ -176,6 +176,6 @@ def error_response(error: ApiError, headers: Mapping[str, str] | None = None) ->
 
 
 def response(body: bytes, status: int, headers: Mapping[str, str]) -> Response:
-    """Return a response of Starlette. Raises `MissingExtra`."""
+    """Return a Starlette response. Raises `MissingExtra` if Starlette is not installed."""
     make: Callable[..., Response] = load("starlette.responses").Response
     return make(body, status, headers)

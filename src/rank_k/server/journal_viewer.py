@@ -1,11 +1,11 @@
 """The journal viewer: runs, queries, rounds, windows and calls as JSON for the page *Runs*.
 
-The journal is read only. It is opened for each request, in a thread, because another process may be writing to it. It
-contains texts, so only clients with a key or on this machine may read it.
+The journal is never changed. It is opened for each request, in a thread, because a different process may be writing to
+it. It contains the texts of queries and passages, so only clients with a key or on this machine may read it.
 
 In the JSON, queries, rounds and windows count from 0, as in the journal, and a passage is identified by its position in
-the first-stage order, from 0. The page shows all of them from 1. A journal has no passages apart from its prompts, so
-their texts are extracted from the prompts: truncated and sanitized, as the model saw them.
+the first-stage order, from 0. The page counts from 1. A journal does not store passages separately, so their texts are
+extracted from the prompts: truncated and sanitized, as the model saw them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rank_k.window.prompt import extract_passages
 from rank_k.window.scorers import LIKELIHOOD_TEMPLATE, query_log_probability
 
 PAGE_SIZE = 50
-"""Rows per page."""
+"""The number of rows per page."""
 
 _EXCERPT_LENGTH = 300  # characters
 
@@ -48,8 +48,8 @@ class QueriesParameters(RunsParameters):
     """The query parameters of `/journal/queries`."""
 
     run: str | None = described("name of a run (default: all runs)", None)
-    find: str = described("only queries whose id or text contains this", "")
-    newest_first: bool = described("whether the query that started last comes first", False)
+    find: str = described("return only queries whose id or text contains this string", "")
+    newest_first: bool = described("sort queries by their start, the latest first", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class WindowParameters(QueryParameters):
 
 
 def runs(journal: Journal, parameters: RunsParameters) -> dict[str, Any]:
-    """Return a page of runs, the one that started last first."""
+    """Return a page of runs, sorted by their start, the latest first."""
     records = journal.runs()
     rows = [
         {
@@ -99,7 +99,8 @@ def query(journal: Journal, parameters: QueryParameters) -> dict[str, Any]:
     """Return the passages, rounds, windows and ranking of a query.
 
     `rounds` contains the ranking before each round, and `ranking` the final ranking, or None if the query is not
-    finished. Both are lists of ties, and omit the candidates that were not compared, which follow in input order.
+    finished. A ranking is a list of lists, each of which contains tied passages. Rankings omit the candidates that were
+    not compared, which follow in input order.
     """
     record = _find_query(journal, parameters)
     rounds = journal.rounds(record.run, record.position)
@@ -203,7 +204,7 @@ def _orders(window: WindowRecord, places: Mapping[str, int]) -> list[dict[str, A
 
 
 def _call(call: Call, doc_ids: Sequence[str]) -> dict[str, Any]:
-    """Return a call. `shown` contains the positions in the window of the passages of the prompt, in its order."""
+    """Return a call. `shown` lists the passages in the order of the prompt, by their positions in the window."""
     places = {doc_id: number for number, doc_id in enumerate(doc_ids)}
     numbered_ids = _numbered_ids(call, doc_ids)
     usage, likelihood = call.response.usage, None
@@ -232,8 +233,8 @@ def _call(call: Call, doc_ids: Sequence[str]) -> dict[str, Any]:
 def _numbered_ids(call: Call, doc_ids: Sequence[str]) -> Sequence[str]:
     """Return the document ids in the order in which the prompt numbers the passages.
 
-    Samples show a window in different orders, which are stored with the calls. Calls shared with another query that has
-    the same passages have the ids of that query.
+    Each sample shows the passages of a window in a different order, which is stored with its call. If the call is
+    shared with a query that has the same passages under different ids, the order of the window is returned.
     """
     if call.purpose == "likelihood":
         return call.doc_ids if set(call.doc_ids) <= set(doc_ids) else ()
@@ -241,7 +242,7 @@ def _numbered_ids(call: Call, doc_ids: Sequence[str]) -> Sequence[str]:
 
 
 def _messages(request: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the messages of a request, for every server type."""
+    """Return the messages of a request, whose format depends on the type of the server."""
     messages = request.get("messages")
     if not isinstance(messages, list):
         return [{"role": "prompt", "content": str(request.get("prompt") or "")}]
@@ -290,9 +291,9 @@ class JournalView(NamedTuple):
     """A path of the journal viewer.
 
     Attributes:
-        summary: What the path returns, for the OpenAPI document.
+        summary: A description of the response, for the OpenAPI document.
         parameters: The dataclass of the query parameters.
-        read: Returns the JSON values.
+        read: Returns the response as JSON values, given a journal and parameters.
     """
 
     summary: str
@@ -301,7 +302,7 @@ class JournalView(NamedTuple):
 
 
 VIEWS = {
-    "/journal/runs": JournalView("the runs of the journal, the one that started last first", RunsParameters, runs),
+    "/journal/runs": JournalView("the runs of the journal by their start, the latest first", RunsParameters, runs),
     "/journal/queries": JournalView("the queries of a run or of all runs", QueriesParameters, queries),
     "/journal/query": JournalView("the passages, rounds, windows and ranking of a query", QueryParameters, query),
     "/journal/window": JournalView("the passages, orders and calls of a window", WindowParameters, window),
@@ -310,7 +311,11 @@ VIEWS = {
 
 
 def route_group(path: Path | None) -> RouteGroup:
-    """Return the routes for the journal at `path` (None: a temporary journal). Raises `MissingExtra`."""
+    """Return the routes for the journal at `path` (None: a temporary journal).
+
+    Raises:
+        MissingExtra: If the extra `serve` is not installed.
+    """
     routes = [route(address, partial(_get_view, path, view)) for address, view in VIEWS.items()]
     return RouteGroup("journal", routes, private_paths=frozenset(VIEWS))
 
@@ -321,7 +326,7 @@ async def _get_view(path: Path | None, view: JournalView, request: Request) -> R
 
 
 def _read_view(path: Path | None, view: JournalView, parameters: Any) -> dict[str, Any]:
-    """Return a view as JSON values. Instead of a temporary journal, an empty one is shown."""
+    """Return a view as JSON values. A temporary journal cannot be viewed: an empty journal is used instead."""
     try:
         with closing(Journal() if path is None else Journal(path, read_only=True)) as journal:
             return {"journal": path and path.name, **view.read(journal, parameters)}

@@ -1,11 +1,11 @@
-"""Human judging: judges see two rankings of a query side by side, and a file stores which one they prefer.
+"""Human judging: judges see two rankings of a query side by side, and their preferences are stored in a file.
 
-Judges must not know which system made which ranking. Therefore the page shows no system names, scores or document ids;
-only the export of all judgments contains them. The sides are pseudo-random: they are derived from the judge, the query,
-the systems and both full rankings. They stay the same after a reload or a restart and for any order of the runs, and
-cannot be computed without the runs.
+Judges must not know which system produced which ranking. Therefore the page shows no system names, scores or document
+ids; only the export of all judgments contains them. Which ranking is on the left is pseudo-random: it is derived from
+the judge, the query, the systems and both full rankings. It does not change when the page is reloaded, the server is
+restarted or the runs are given in a different order, and judges cannot compute it without the runs.
 
-Requests cannot name files: the runs, queries, documents and the preferences file are options of the server.
+Clients cannot choose files: the runs, queries, documents and the preferences file are options of the server.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PairwiseItem:
     digest: str
 
     def sides(self, judge: str) -> tuple[int, int]:
-        """Return which of the two rankings this judge sees on the left and which on the right, as positions."""
+        """Return the index in `rankings` of the ranking on the left, and of the ranking on the right."""
         return (1, 0) if _digest("sides", self.digest, judge, self.query.query_id, *self.systems)[0] % 2 else (0, 1)
 
     def displayed(self, judge: str) -> tuple[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -63,7 +63,7 @@ class PairwiseItem:
         return (self.systems[left], self.systems[right]), (self.rankings[left], self.rankings[right])
 
     def token(self, judge: str) -> str:
-        """Return an id of what this judge sees. It depends on runs and depth, and does not reveal the systems."""
+        """Return an id for the item as this judge sees it. It changes with runs and depth, and hides the systems."""
         left, right = self.displayed(judge)[1]
         parts = (self.query.query_id, *self.systems, "left", *left, "right", *right)
         return _digest("shown", self.digest, judge, *parts).hex()[:32]
@@ -75,9 +75,9 @@ class PairwiseItems:
 
     Attributes:
         items: The items in the order in which judges see them.
-        depth: The number of passages per ranking.
-        identical: The number of pairs that are left out because both rankings are the same.
-        missing: The number of pairs that are left out because a run lacks the query.
+        depth: The maximum number of passages per ranking.
+        identical: The number of pairs that are left out because both rankings show the same passages.
+        missing: The number of pairs that are left out because a run does not contain the query.
     """
 
     items: tuple[PairwiseItem, ...]
@@ -91,8 +91,8 @@ def pairwise_items(
 ) -> PairwiseItems:
     """Return an item for each query and each pair of runs.
 
-    The order of the items is pseudo-random and the same for all judges. Judges who stop early have therefore judged a
-    sample of all pairs, and the same sample as other judges, so that their agreement can be computed.
+    The order of the items is pseudo-random and the same for all judges. If judges stop early, they have judged a random
+    sample of all pairs. The samples of different judges overlap, so that their agreement can be computed.
 
     Args:
         queries: The queries by id.
@@ -120,8 +120,8 @@ def pairwise_items(
 def displayed_pair(item: PairwiseItem, judge: str, store: PassageSource) -> dict[str, Any]:
     """Return the two rankings of an item as JSON values.
 
-    A passage that is in both rankings has the same number in both. `truncated` says that only the beginning of its text
-    is included.
+    A passage that is in both rankings has the same number in both. `truncated` is true if only the beginning of
+    the text is included.
 
     Args:
         item: The item.
@@ -147,7 +147,7 @@ def displayed_pair(item: PairwiseItem, judge: str, store: PassageSource) -> dict
 
 
 def _digest(*parts: str) -> bytes:
-    """Return a hash of texts. Each is prefixed with its length, so that the hash depends on their boundaries."""
+    """Return a hash of several texts. Each text is prefixed with its length, so that the boundaries are hashed too."""
     joined = "".join(f"{len(part)}:{part}" for part in parts)
     return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).digest()
 
@@ -167,7 +167,7 @@ class JudgingSession:
     Args:
         name: The name of the judge.
         items: The items of the study.
-        rows: Earlier judgments of all judges. Those of other judges, and of rankings that have changed, are ignored.
+        rows: Earlier judgments of all judges. Judgments of other judges or of rankings that have changed are ignored.
 
     Attributes:
         items: The items by token.
@@ -235,10 +235,10 @@ class JudgingSession:
 
 
 class PreferencesFile:
-    """The file of all judgments (JSONL). Rows are only appended, and synchronized to disk before they are used.
+    """The file of all judgments (JSONL). Rows are only appended. Each row is written to disk before it takes effect.
 
-    Only the owner of the file can read and write it, because it contains the names of judges. Only one server at a time
-    can open it. If the last row is incomplete because the machine stopped while writing it, the row is removed.
+    Only the owner of the file gets permissions, because it contains the names of judges. Only one server at a time can
+    open it. If the last row is incomplete because the machine stopped while writing it, the row is removed.
 
     Args:
         path: The file. It is created if it does not exist.
@@ -247,8 +247,8 @@ class PreferencesFile:
         rows: All rows of the file.
 
     Raises:
-        InputError: If the file cannot be written, or another server has opened it.
-        FormatError: If the file contains anything but judgments.
+        InputError: If the file cannot be written, or a different server has opened it.
+        FormatError: If the file contains rows that are not judgments.
     """
 
     def __init__(self, path: Path) -> None:
@@ -268,7 +268,7 @@ class PreferencesFile:
             raise
 
     def append(self, row: Judgment) -> None:
-        """Append a row and synchronize the file. If that raises an `OSError`, the file is unchanged."""
+        """Append a row and write it to disk. If this raises an `OSError`, the file is unchanged."""
         line = json_line(row.to_dict())
         try:
             written = 0
@@ -307,12 +307,12 @@ class PreferencesFile:
 _MAX_NAME_LENGTH = 100
 _MAX_SECONDS = 86_400.0
 _MAX_SESSIONS = 100
-"""The maximum number of sessions in memory. The others are restored from the rows."""
+"""The maximum number of sessions in memory. Older sessions are restored from the rows when they are needed again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeRequest:
-    """The fields that all requests of a judge share."""
+    """The fields that all requests of judges share."""
 
     judge: str = described(f"a name of 1 to {_MAX_NAME_LENGTH} printable characters")
 
@@ -387,7 +387,7 @@ class JudgingRoutes:
         return response(content, 200, headers)
 
     async def _state_response(self, session: JudgingSession, item: PairwiseItem | None = None) -> Response:
-        """Return the progress of a judge, and `item` or else the next item to judge."""
+        """Return the progress of a judge and the item to show: `item`, or else the next item to judge."""
         item = item or session.next_item()
         try:
             pair = await asyncio.to_thread(displayed_pair, item, session.name, self._store) if item else None

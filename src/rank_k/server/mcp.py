@@ -1,8 +1,8 @@
 """The tool `rerank` of the Model Context Protocol (MCP), over HTTP or standard input and output.
 
-Calls are validated and queued like requests to the HTTP API, with the same error messages. Errors are returned as the
-result of the tool, marked as errors, so that the calling model can read them and correct its call. If a client cancels
-a call or disconnects, the calls to the model for it are cancelled.
+Calls of the tool are validated and queued like requests to the HTTP API, with the same error messages. An error is
+returned as the result of the tool, marked as an error, so that the calling model can read it and correct its call. If a
+client cancels a call or disconnects, the requests to the model that ranks for this call are cancelled.
 """
 
 from __future__ import annotations
@@ -72,7 +72,11 @@ _EXCERPT_LENGTH = 100  # characters of a document in the text of a result
 
 
 def make_mcp_server(service: RerankService) -> Any:
-    """Return a server of the MCP SDK, for any transport, whose tool calls `service`. Raises `MissingExtra`."""
+    """Return an MCP server, for any transport. Its tool ranks documents with `service`.
+
+    Raises:
+        MissingExtra: If the extra `mcp` is not installed.
+    """
     protocol: Any = load("mcp.types")
     listwise_only = (*PUBLIC_OPTIONS, "return_trace")
     input_schema, output_schema = tool_schemas(service.limits, listwise_only if service.method == "likelihood" else ())
@@ -110,9 +114,9 @@ def make_mcp_server(service: RerankService) -> Any:
 async def _call(
     service: RerankService, context: Any, arguments: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, Any] | None]:
-    """Return the result of a call as texts and as JSON values. For an error, the values are None."""
+    """Return the result of a call as texts and as JSON values. If the call fails, the JSON values are None."""
     state = {} if context.request is None else context.request.scope["state"]
-    # Over standard input and output there is no such event: the SDK cancels this task.
+    # Only HTTP requests have this event. Over standard input and output, the SDK cancels this task instead.
     disconnected: asyncio.Event = state.get(DISCONNECT_EVENT) or asyncio.Event()
     progress = _Progress(context.session.report_progress)
     try:
@@ -127,7 +131,7 @@ async def _call(
 
 
 class _Progress(ProgressListener):
-    """Reports the number of finished windows to the client after each round, if the client requested progress."""
+    """Reports progress to the client after each round, if the client requested it."""
 
     def __init__(self, report: Callable[[float, float | None, str], Coroutine[Any, Any, None]]) -> None:
         self._report = report
@@ -184,7 +188,7 @@ def _tool_result(request: ToolRequest, hits: RankedHits, model: str) -> ToolResu
 
 
 def _result_text(request: ToolRequest, hits: RankedHits) -> str:
-    """Return the ranking as a numbered list. Each document is one line, so that it cannot imitate another item."""
+    """Return the ranking as a numbered list. Each document is on one line, so that it cannot imitate list items."""
     top_hits = hits[: request.top_n or None]
     lines = [f"{len(top_hits)} of {len(hits)} documents, best first. Each is named by its index in the list given."]
     for hit in top_hits:
@@ -224,7 +228,7 @@ def make_mcp_app(service: RerankService, access: AccessConfig = AccessConfig()) 
     )
 
     async def handle(request: Request) -> App:
-        """Pass the request on once its body has arrived, and set an event when the client disconnects."""
+        """Forward the request after its body has arrived, and set an event when the client disconnects."""
         messages: list[Any] = [{"type": "http.request", "body": await read_body(request), "more_body": False}]
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
@@ -248,21 +252,19 @@ def make_mcp_app(service: RerankService, access: AccessConfig = AccessConfig()) 
 
 
 def serve_stdio(service: RerankService) -> None:
-    """Serve the program that started this one, over standard input and output, until it closes one of them.
+    """Serve a client over standard input and output, until the client closes one of them or the process is interrupted.
 
-    SIGINT and SIGTERM also end this function. In each case, running calls are cancelled. In the meantime, standard
-    input is empty for all other readers, and everything else that is written to standard output goes to standard error.
-
-    This function blocks.
+    Running calls are then cancelled. While this function runs, all other code that reads standard input finds it empty,
+    and everything else that is written to standard output goes to standard error. This function blocks.
 
     Raises:
         MissingExtra: If the extra `mcp` is not installed.
     """
-    # A program that starts this one in the background may have made it ignore SIGINT.
+    # A program that starts this process in the background may have configured it to ignore SIGINT.
     numbers = (signal.SIGINT, signal.SIGTERM)
     previous_handlers = [signal.signal(number, signal.default_int_handler) for number in numbers]
     try:
-        # Threads that this daemon thread starts are daemons too, so that a blocked reader does not delay the exit.
+        # This thread is a daemon, and so are the threads that it starts. A blocked reader does not delay the exit.
         LoopThread().run(_serve(service))
     except* (KeyboardInterrupt, OSError):
         pass  # an OSError means that the client has closed standard output

@@ -16,7 +16,7 @@ class Metrics:
     """The metrics of one server. Servers in one process do not share them.
 
     Args:
-        running: Returns the number of running requests. Called when the metrics are read, like `waiting`.
+        running: Returns the number of running requests. Like `waiting`, it is called when the metrics are read.
         waiting: Returns the number of waiting requests.
     """
 

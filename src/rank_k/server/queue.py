@@ -1,6 +1,6 @@
-"""The queue of requests: first in, first out, with limits for running and waiting requests and per client.
+"""The queue of requests: first in, first out, with limits on running requests, on waiting requests and per client.
 
-A queue belongs to one event loop.
+A queue must only be used in one event loop.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class RequestQueue:
                 await self._changed.wait()
         finally:
             del self._waiting[request]
-            self._notify_all()  # the next request may have waited for this one only
+            self._notify_all()  # the next request in the queue may be able to start now
         if self._closed:
             raise server_stopping()
 
@@ -103,6 +103,6 @@ class RequestQueue:
         self._changed.clear()
 
     def _expected_wait(self) -> int:
-        """Return after how many seconds, from 1 to 120, all current requests are finished at the average duration."""
+        """Return the expected time until all current requests are finished: 1 to 120 seconds."""
         rounds = (self.waiting + self.running) / self._limits.max_concurrent
         return min(max(math.ceil(rounds * self._average_seconds), 1), 120)

@@ -1,8 +1,8 @@
 """The report of `rank-k evaluate --report`, for the page *Compare*.
 
-Browsers cannot send a key when they open a page. Therefore the report has an unguessable address, and the script of
-the page *Compare* requests this address with the key. The report contains no scripts, and its content security policy
-prevents browsers from running or loading any.
+Browsers cannot send a key when they open a page. Therefore the report needs no key, but has a secret URL. The script of
+the page *Compare* requests this URL with the key. The report contains no scripts, and its content security policy
+prevents browsers from running scripts or loading other content.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def report_routes(make_report: Callable[[], str]) -> RouteGroup:
     report = run_once(render)
 
     async def get_address(request: Request) -> Response:
-        """Create the report if necessary, and return its address."""
+        """Create the report at the first request, and return its path."""
         await report()
         return json_response({"path": f"/compare/{secret}"})
 

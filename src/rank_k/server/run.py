@@ -14,11 +14,11 @@ from rank_k.server.http_io import App
 from rank_k.server.service import RerankService
 
 _BACKLOG = 2048
-_REFUSAL_SECONDS = 1.0  # time for sending the errors of requests that a second signal has cancelled
+_REFUSAL_SECONDS = 1.0  # time for sending error responses after a second signal has cancelled all requests
 
 
 def serve(service: RerankService, app: App, host: str, port: int, on_ready: Callable[[str], None]) -> None:
-    """Serve `app` until SIGINT or SIGTERM, then finish running requests; a second SIGINT cancels them.
+    """Serve `app` until SIGINT or SIGTERM, then finish running requests. A second SIGINT cancels them.
 
     This function blocks and must be called in the main thread.
 
@@ -34,7 +34,7 @@ def serve(service: RerankService, app: App, host: str, port: int, on_ready: Call
     """
     server, sock, url = create_server(service, app, host, port)
     on_ready(url)
-    # uvicorn handles these signals and raises them again after it has stopped, when they must have no effect.
+    # uvicorn handles these signals, and raises them again after it has stopped. They must have no effect then.
     previous_handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run(sockets=[sock])
@@ -46,7 +46,7 @@ def serve(service: RerankService, app: App, host: str, port: int, on_ready: Call
 def create_server(service: RerankService, app: App, host: str, port: int) -> tuple[Any, socket.socket, str]:
     """Return a uvicorn server that is not running yet, its listening socket and its URL. Raises `InputError`."""
     uvicorn: Any = load("uvicorn")
-    # Event streams must not end at the first signal, because running requests are finished.
+    # Event streams must not end at the first signal, because the server lets running requests finish.
     load("sse_starlette.sse").AppStatus.disable_automatic_graceful_drain()
     limits = service.limits
     sock = _open_listening_socket(host, port)
@@ -91,10 +91,10 @@ def _open_listening_socket(host: str, port: int) -> socket.socket:
 
 
 def _protocol_with_timeouts(read_seconds: float, stall_seconds: float) -> Any:
-    """Return the HTTP/1.1 protocol of uvicorn with two timeouts that uvicorn lacks.
+    """Return a subclass of uvicorn's HTTP/1.1 protocol with two additional timeouts.
 
-    A connection is closed if the request line and headers do not arrive within `read_seconds`, or if the client reads
-    nothing of a response for `stall_seconds` although there is more to read.
+    A connection is closed if the request line and headers do not arrive within `read_seconds`, or if the client does
+    not read pending data of a response for `stall_seconds`.
     """
     base: Any = load("uvicorn.protocols.http.h11_impl").H11Protocol
 
@@ -117,7 +117,7 @@ def _protocol_with_timeouts(read_seconds: float, stall_seconds: float) -> Any:
             self._next_check = self.loop.call_later(min(read_seconds, stall_seconds) / 4, self._check_progress)
 
         def _check_progress(self) -> None:
-            """Close the connection if the server has waited for the client too long, else schedule the next check."""
+            """Close the connection if the client has made no progress for too long, else schedule the next check."""
             unread_bytes = self.transport.get_write_buffer_size()
             is_serving = self.cycle is not None and not self.cycle.response_complete
             if unread_bytes < self._unread_bytes or (is_serving and not self.flow.write_paused):

@@ -1,11 +1,11 @@
 """The requests and responses of the HTTP API and the MCP tool.
 
-They are dataclasses. The metadata of their fields contain descriptions and bounds in the form that pydantic reads. The
+They are dataclasses. The metadata of their fields contains descriptions and bounds in the format of pydantic. The
 validation of requests (`validate`), the OpenAPI document and the schemas of the MCP tool are derived from them.
 
 The request formats are those of Cohere's v2 and Jina's API (`documents`) and of Text Embeddings Inference (`texts`).
-Unknown fields are ignored and `null` means that a field is left out, because existing clients send both. A request
-cannot name a model to load, an address, a file or code.
+Unknown fields are ignored, and a field with the value `null` counts as absent, because existing clients send both. The
+fields of a request cannot make the server load a model, connect to an address, read a file or run code.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ RequestT = TypeVar("RequestT", bound="RankingRequest")
 
 
 def described(description: str, default: Any = MISSING, **constraints: Any) -> Any:
-    """Return the field of a dataclass with a description, a default and `constraints` of pydantic."""
+    """Return a dataclass field with a description, a default and pydantic's `constraints`."""
     return field(default=default, metadata={"description": description, **constraints})
 
 
 def _with_public_options(cls: type[T]) -> type[T]:
     """Return the dataclass `cls` with a field for each option that clients may set.
 
-    An option with named values accepts only these: a module name would let clients choose which code runs.
+    An option with named values accepts only these names. A MODULE:NAME would let clients choose the code to run.
     """
     fields: list[tuple[str, Any, Any]] = []
     for name, option in PUBLIC_OPTIONS.items():
@@ -77,7 +77,7 @@ class RankingRequest:
         return [document if isinstance(document, str) else document.text for document in self.documents]
 
     def options(self) -> dict[str, Any]:
-        """Return the options that the client has set, by name. Raises `ApiError` for an invalid one."""
+        """Return the options that the client has set, by name. Raises `ApiError` if an option is invalid."""
         options = {}
         for name in PUBLIC_OPTIONS:
             if (value := getattr(self, name)) is not None:
@@ -92,9 +92,9 @@ class RankingRequest:
 class ToolRequest(RankingRequest):
     """The arguments of the MCP tool."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # so that a model learns about misspelled arguments
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # tells the calling model about misspelled arguments
     top_n: int | None = described(
-        "number of results to return; 0 or absent: all. It does not change how many documents are ranked",
+        "number of results to return; 0 or absent: all. It does not affect how many documents are ranked",
         None,
         ge=0,
         strict=True,
@@ -151,7 +151,7 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class RankingResponse:
-    """The fields that the responses share, except for those of Text Embeddings Inference."""
+    """The fields that all responses share, except for responses in the format of Text Embeddings Inference."""
 
     model: str
     finished: bool = described("false if the deadline passed before the ranking was finished")
@@ -183,7 +183,7 @@ def rerank_response(request: RankingRequest, hits: RankedHits, model: str, reque
     """Return the response to a request as JSON values. The score of a document is 1 / rank.
 
     Args:
-        request: The request, which decides the format.
+        request: The request. Its class determines the format of the response.
         hits: The ranking.
         model: The name of the model.
         request_id: The id of the request.
@@ -237,7 +237,7 @@ def response_warnings(hits: RankedHits) -> list[str]:
     warnings = {
         "the deadline passed before the ranking was finished: this is the best ranking so far": not hits.finished,
         f"{windows} could not be ranked and kept the input order": hits.unranked_windows > 0,
-        f"only the first {compared} of {len(hits)} documents were compared; the rest follows in input order"
+        f"only the first {compared} of {len(hits)} documents were compared; the others follow in input order"
         " (see --depth)": hits.not_compared > 0,
     }
     return [warning for warning, applies in warnings.items() if applies]
@@ -256,7 +256,7 @@ def validate(cls: type[T], values: Mapping[str, Any]) -> T:
 
     Args:
         cls: The dataclass.
-        values: The values of the fields by name. None means that a field is left out.
+        values: The values of the fields by name. A field with the value None counts as absent.
 
     Raises:
         ApiError: If a value is missing or invalid, or if a field is unknown and `cls` forbids unknown fields.
@@ -276,11 +276,11 @@ def validate(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def parse_request(cls: type[RequestT], body: Mapping[str, Any], limits: Limits) -> RequestT:
-    """Return the request in a body.
+    """Return the request in the body of an HTTP request.
 
     Args:
         cls: The class of the request.
-        body: The JSON values of the body.
+        body: The body as JSON values.
         limits: The limits of the server.
 
     Raises:
@@ -303,7 +303,7 @@ def parse_request(cls: type[RequestT], body: Mapping[str, Any], limits: Limits) 
 def tool_schemas(limits: Limits, excluded: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the JSON schemas of the arguments and of the result of the MCP tool.
 
-    The schema of the arguments does not mention null, which models need not use.
+    The schema of the arguments does not mention null, because models can leave arguments out instead.
 
     Args:
         limits: The limits of the server.
@@ -325,7 +325,7 @@ def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def component_schemas(limits: Limits) -> dict[str, Any]:
-    """Return the JSON schemas of the requests and responses of the HTTP API, by the name of their class."""
+    """Return the JSON schemas of the requests and responses of the HTTP API, by class name."""
     modes = {
         RerankRequest: "validation",
         TextsRequest: "validation",

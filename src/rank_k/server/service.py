@@ -1,4 +1,4 @@
-"""Rank the requests of many clients with one reranker: they share its model, journal and concurrency.
+"""Rank the requests of many clients with one reranker. All clients share its model, journal and concurrency.
 
 This module does not depend on HTTP.
 """
@@ -28,7 +28,7 @@ _CLEANUP_SECONDS = 5.0  # how long `stop` waits for cancelled requests
 
 
 class ProgressListener:
-    """Receives the progress of a ranking, and ignores it unless a subclass overrides these methods.
+    """Receives the progress of a ranking. These methods do nothing unless a subclass overrides them.
 
     They are called in the thread of the model and must not block. Rounds and windows count from 0.
     """
@@ -43,20 +43,21 @@ class ProgressListener:
         """Called when a window is finished."""
 
     def on_ranking(self, round_number: int, ranking: Ranking) -> None:
-        """Called after each round but the last with the best ranking so far, whose ids are indices of documents."""
+        """Called after each round except the last, with the best ranking so far. Its ids are indices of documents."""
 
 
 class RerankService:
     """Ranks the requests of all clients with one reranker.
 
     Args:
-        reranker: The reranker. The caller closes it after `stop`. None: all requests are rejected.
+        reranker: The reranker, which the caller closes after `stop`. If it is None, all requests are rejected.
         limits: The limits per request and for all requests together.
-        on_error: Called with the errors whose details clients must not see.
+        on_error: Called with errors whose details must be hidden from clients.
         journal: The journal that the page *Runs* shows (default: the journal of the reranker).
 
     Attributes:
-        journal, limits: As above.
+        journal: The path of the journal that the page *Runs* shows; None if there is none or it is temporary.
+        limits: The limits.
         queue: The running and waiting requests.
         metrics: The metrics for Prometheus.
     """
@@ -125,9 +126,9 @@ class RerankService:
         return hits
 
     async def stop(self) -> None:
-        """Reject new and waiting requests, and cancel those that still run after the shutdown timeout.
+        """Reject new and waiting requests, and cancel requests that still run after the shutdown timeout.
 
-        Afterwards the journal contains every finished call.
+        After this, the journal contains every finished call.
         """
         self.queue.close()
         if not await self.queue.wait_until_idle(self.limits.shutdown_timeout):
@@ -139,7 +140,7 @@ class RerankService:
         self._aborted.set()
 
     def report_error(self, error: BaseException) -> ApiError:
-        """Return the error for the client, and call `on_error` with the cause, which clients must not see."""
+        """Return the error for the client, and call `on_error` with its cause, which is hidden from clients."""
         cause = error.__cause__ if isinstance(error, ApiError) else error
         if self._on_error is not None and isinstance(cause, Exception):
             self._on_error(cause)
@@ -173,7 +174,7 @@ async def _rank(
 
 
 def _check_options(reranker: Reranker, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a request, with the strategy built. Raises `ApiError` for an option that does not apply."""
+    """Return the options of a request, with a strategy object. Raises `ApiError` if an option does not apply."""
     if options and reranker.method == "likelihood":
         raise invalid_field(
             next(iter(options)), "does not apply to this server, which ranks by query likelihood; leave it out"

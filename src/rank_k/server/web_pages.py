@@ -1,9 +1,9 @@
 """The web pages: static HTML, style sheets and scripts from the folder `web` of this package.
 
-Each page of `PAGES` has the HTML of its `main` element in `web/NAME.html` and a script in `web/NAME.js`; all share
-`web/shell.html`. Scripts fetch content as JSON and show it as text, never as HTML. The content security policy enforces
-this: it allows only scripts, styles, images and connections of this server, nothing inline, and no parsing of text as
-markup.
+Each page of `PAGES` has the HTML of its `main` element in `web/NAME.html` and a script in `web/NAME.js`. All pages
+share `web/shell.html`. Scripts fetch content as JSON and show it as text, never as HTML. The content security policy
+enforces this: it allows only scripts, styles, images and connections of this server, forbids inline scripts and styles,
+and forbids parsing text as markup.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from string import Template
 from rank_k.server.http_io import Request, Response, RouteGroup, response, route
 
 PAGES = {"/": "Try", "/runs": "Runs", "/compare": "Compare", "/judge": "Judge"}
-"""The titles of the pages by path, in the order of the navigation. Their files have the same names in lower case."""
+"""The titles of the pages by path, in the order of the navigation. The file of a page is called like its title, in
+lower case."""
 
 OPTIONAL_PAGES = frozenset(("Compare", "Judge"))
-"""The pages that need a route group with their name in lower case. Without it, the navigation does not show them, and
-the pages themselves explain how to start the server."""
+"""The pages that are only available if the server has a route group of the same name in lower case. If not, the
+navigation does not link to them, and the pages explain how to start the server with them."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none';"
@@ -38,7 +39,7 @@ def static_files(route_groups: frozenset[str] = frozenset()) -> dict[str, tuple[
     They are the same for all clients and contain no data, so they need no key.
 
     Args:
-        route_groups: The names of the server's route groups, which decide the links of the navigation.
+        route_groups: The names of the server's route groups. The navigation links only to available pages.
     """
     folder = files("rank_k.server") / "web"
     shell = Template((folder / "shell.html").read_text(encoding="utf-8"))
@@ -55,7 +56,7 @@ def static_files(route_groups: frozenset[str] = frozenset()) -> dict[str, tuple[
 
 
 def route_group(route_groups: frozenset[str]) -> RouteGroup:
-    """Return the routes of `static_files(route_groups)`. Raises `MissingExtra`."""
+    """Return the routes of `static_files(route_groups)`. Raises `MissingExtra` if Starlette is not installed."""
     files_by_path = static_files(route_groups)
 
     async def send(request: Request) -> Response:
@@ -66,7 +67,7 @@ def route_group(route_groups: frozenset[str]) -> RouteGroup:
 
 
 def _links(current_path: str, route_groups: frozenset[str]) -> str:
-    """Return the links to the available pages and the current one, which is marked."""
+    """Return the links to the available pages and to the current page, which is marked as current."""
     marks = {current_path: ' aria-current="page"'}
     return "".join(
         f'<a href="{path}"{marks.get(path, "")}>{title}</a>'

@@ -37,5 +37,5 @@ def test_lines_have_singular_and_plural() -> None:
     stats = RunStats(queries=1, rounds=2, calls=1, new_calls=1, windows=1, repairs=Counter(missing=1, repeated=3))
     summary = rerank_summary.lines(stats, 1.0, noun="set")
     assert summary[0] == "1 set, 2 rounds, 1 call (0 from the journal), 1 s"
-    assert summary[2] == "repairs: 1 passage missing from an answer or without a likelihood: appended in input order"
+    assert summary[2].startswith("repairs: 1 passage missing from an answer or without a likelihood: placed at the end")
     assert summary[3] == "repairs: 3 passages listed twice in an answer: the first position counts"

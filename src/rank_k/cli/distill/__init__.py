@@ -25,7 +25,7 @@ STEPS = {
         "rank-k distill select --journal traces.sqlite --qrels qrels.trec --rule short --output sft.jsonl",
     ),
     "train": Command(
-        "train a student on the rows; the same command resumes from the last checkpoint",
+        "train a student on the rows; running the same command again resumes from the last checkpoint",
         "rank-k distill train --data sft.jsonl --heldout heldout.jsonl --recipe smollm2-135m --output student",
     ),
     "export": Command(
@@ -33,7 +33,8 @@ STEPS = {
         "rank-k distill export --student student --adapter",
     ),
 }
-"""The steps in the order in which data flows. The module of a step has the same functions as that of a verb."""
+"""The steps, in the order in which they are run. The module of a step has the same functions as that of a
+subcommand."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,5 +60,5 @@ def add_exclude_queries(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         default=(),
         metavar="FILE",
-        help="queries that the student will be evaluated on: identical and similar queries are left out",
+        help="evaluation queries; training queries that are identical or similar to one of them are left out",
     )

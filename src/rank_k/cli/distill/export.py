@@ -18,11 +18,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gguf", type=Path, metavar="FILE", help="file for the student (default: student.gguf in its folder)"
     )
-    parser.add_argument("--type", default="F16", choices=QUANTIZATION_TYPES, help="number format of full weights")
+    parser.add_argument(
+        "--type",
+        default="F16",
+        choices=QUANTIZATION_TYPES,
+        help="number format of the weights, unless --adapter is given",
+    )
     parser.add_argument(
         "--adapter", action="store_true", help="export a LoRA adapter for the base weights instead of full weights"
     )
-    parser.add_argument("--name", default="", metavar="NAME", help="name of the student (default: that of the recipe)")
+    parser.add_argument(
+        "--name", default="", metavar="NAME", help="name of the student (default: the name of the recipe)"
+    )
     parser.add_argument(
         "--merged",
         type=Path,
@@ -33,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.gguf is not None and args.gguf.suffix != ".gguf":
-        raise InputError(f"--gguf {args.gguf} does not end in .gguf", "add .gguf, by which Rank-K recognizes weights")
+        raise InputError(
+            f"--gguf {args.gguf} does not end in .gguf", "add .gguf, because Rank-K recognizes weights by this ending"
+        )
     if args.merged is not None:
         export_merged(args.student, args.merged)
         print(f"{args.merged}: merged weights", file=sys.stderr)

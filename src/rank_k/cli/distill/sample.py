@@ -26,13 +26,13 @@ OUTCOMES = {
     "not_ranked": ("query", "left out: in no run"),
     "contaminated": ("query", "left out: identical or similar to one of --exclude-queries"),
     "no_positives": ("set", "not sampled: no passage is judged relevant"),
-    "too_few": ("set", "not sampled: fewer passages than the smallest size"),
-    "repeated": ("set", "not sampled: the passages of another set of the query"),
+    "too_few": ("set", "not sampled: fewer passages than the minimum of --sizes"),
+    "repeated": ("set", "not sampled: the same passages as an earlier set of the query"),
 }
-"""What happened to queries and sets that are not in the output: the noun that is counted, and the reason."""
+"""Why queries and sets are not in the output. For each outcome: the noun that is counted, and the reason."""
 
 DEPTH = 100
-"""The number of candidates per run that are fused, if no range of ranks needs more."""
+"""The minimum number of candidates of each run that are fused. If --ranks contains a higher rank, more are fused."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,10 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help="file for the sets, as JSONL; the same command resumes",
+        help="file for the sets, as JSONL; running the same command again resumes",
     )
     parser.add_argument(
-        "--runs", required=True, type=Path, nargs="+", metavar="FILE", help="first-stage runs, which are fused by rank"
+        "--runs",
+        required=True,
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="first-stage runs; the ranks of each passage in all runs are combined",
     )
     add_collection_options(parser)
     group = parser.add_argument_group("sampling")
@@ -55,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=parse_ranges,
         default="1-20,10-30",
         metavar="A-B,...",
-        help="ranks that the first, second, ... set of a query is sampled from",
+        help="ranks from which the first, second, ... set of a query is sampled",
     )
     group.add_argument("--sets-per-query", type=positive_int, default=2, metavar="N", help="number of sets per query")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random numbers")
@@ -66,25 +71,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--positives",
         type=parse_range,
         metavar="A-B",
-        help="number of relevant passages in a set, which need not be in a run",
+        help="number of relevant passages in a set; they need not be in a run",
     )
     group.add_argument(
         "--none",
         type=non_negative_float,
         default=0.0,
         metavar="SHARE",
-        help="share of the sets without a passage of the highest grade",
+        help="share of the sets that are sampled without passages of the highest grade",
     )
     group.add_argument(
         "--skip-negatives",
         type=int,
         default=0,
         metavar="N",
-        help="leave out the first N unjudged passages of a ranking, because they may be relevant",
+        help="leave out the first N unjudged passages of each ranking, because they may be relevant",
     )
     group = parser.add_argument_group("provenance", "stored with every set and training row")
-    group.add_argument("--source", metavar="NAME", help="name of the collection (default: that of its folder)")
-    group.add_argument("--license", metavar="TEXT", help="license of the texts (default: that in PROVENANCE.md)")
+    group.add_argument("--source", metavar="NAME", help="name of the collection (default: the name of its folder)")
+    group.add_argument("--license", metavar="TEXT", help="license of the texts (default: the license in PROVENANCE.md)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -118,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_range(text: str) -> tuple[int, int]:
-    """Parse a range such as 10-20, or 5."""
+    """Parse a range such as 10-20, or a single number such as 5."""
     low, separator, high = text.partition("-")
     if not low.isdecimal() or not (high.isdecimal() if separator else not high):
         raise argparse.ArgumentTypeError(f"{text!r} is not a range such as 10-20")

@@ -20,13 +20,13 @@ from rank_k.distill.select import RULES, Selector, is_heldout
 from rank_k.errors import InputError
 
 OUTCOMES = {
-    "contaminated": ("set", "left out: query identical or similar to one of --exclude-queries"),
-    "near_queries": ("set", "left out: query similar to that of another set"),
-    "repeated_sets": ("set", "left out: query and passages of another set"),
+    "contaminated": ("set", "left out: the query is identical or similar to one of --exclude-queries"),
+    "near_queries": ("set", "left out: the query is similar to an earlier query with a different id"),
+    "repeated_sets": ("set", "left out: the same query and passages as an earlier set"),
     "unranked": ("trace", "left out: no usable ranking"),
     "repaired": ("trace", "left out: ranking incomplete or repaired"),
     "truncated": ("trace", "left out: truncated by a token limit"),
-    "repetition_stopped": ("trace", "left out: repetitive"),
+    "repetition_stopped": ("trace", "left out: stopped early because it repeated itself"),
     "not_recorded": ("trace", "left out: the journal does not have the order of the passages in the prompt"),
     "too_short": ("trace", "left out: shorter than --min-tokens"),
     "too_long": ("trace", "left out: longer than --max-tokens"),
@@ -34,7 +34,7 @@ OUTCOMES = {
     "not_by_rule": ("usable trace", "left out by --rule"),
     "without_trace": ("set", "without a usable trace"),
 }
-"""What happened to sets and traces that are not in the output: the noun that is counted, and the reason."""
+"""Why sets and traces are not in the output. For each outcome: the noun that is counted, and the reason."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rule",
         default="paper",
         choices=RULES,
-        help="which usable traces of a set are selected; see docs/how-to/distill.md",
+        help="rule that selects from the usable traces of each set; see docs/how-to/distill.md",
     )
     group.add_argument(
         "--qrels", type=Path, metavar="FILE", help="relevance judgments (default: the grades in the sets)"
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=non_negative_float,
         default=0.0,
         metavar="X",
-        help="minimum nDCG@10 of a ranking, if its query is judged",
+        help="minimum nDCG@10 of the ranking of a trace, if its query is judged",
     )
     group.add_argument(
         "--min-tokens", type=int, default=0, metavar="N", help="minimum length of the reasoning, in estimated tokens"
@@ -72,14 +72,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_exclude_queries(group)
     group = parser.add_argument_group("held-out rows")
     group.add_argument(
-        "--heldout", type=Path, metavar="FILE", help="file for the rows of queries that are held out from training"
+        "--heldout", type=Path, metavar="FILE", help="file for the rows of held-out queries (default: hold out none)"
     )
     group.add_argument(
         "--heldout-share",
         type=non_negative_float,
         default=0.05,
         metavar="SHARE",
-        help="share of the queries that are held out",
+        help="share of the queries that --heldout holds out from training",
     )
 
 
@@ -129,5 +129,5 @@ def _summary_lines(counts: Counter[str], heldout_count: int, args: argparse.Name
     lines.append(f"from {count_noun(counts['sets'], 'set')} with {count_noun(counts['traces'], 'trace')}")
     lines += [describe_count(counts[kind], *outcome) for kind, outcome in OUTCOMES.items() if counts[kind]]
     if not counts["rows"]:
-        lines.append("no trace was selected: the counts above say why, and another --rule may select more")
+        lines.append("no trace was selected: see the counts above for the reasons; a different --rule may select more")
     return lines

@@ -45,28 +45,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help="file that stores every call; the same command resumes",
+        help="file that stores every call; running the same command again resumes",
     )
     parser.add_argument(
         "--teacher",
         default="model",
         choices=("model", "labels"),
-        help="a model, or relevance labels from the grades in the sets",
+        help="model: a language model; labels: no model, but the relevance grades in the sets",
     )
     add_server_options(parser, simulation={})
     add_inference_options(parser, {"samples": 4})
-    group = parser.add_argument_group("teacher labels")
+    group = parser.add_argument_group("options of --teacher labels")
     group.add_argument(
         "--form",
         default="verdicts",
         choices=("verdicts", "order"),
-        help="verdicts: the reasoning is a label for each passage; order: there is no reasoning",
+        help="verdicts: the reasoning consists of a relevance label for each passage; order: there is no reasoning",
     )
     group.add_argument(
         "--tokenizer",
         type=Path,
         metavar="FILE",
-        help="tokenizer.json for truncating passages (default: token counts are estimated)",
+        help="tokenizer.json with which passages are truncated (default: token counts are estimated)",
     )
     group = parser.add_argument_group("limits and output")
     add_options(group, [options_of(LimitOptions)["token_budget"]])
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     options = reranker_options(args)
     _check_options(args)
     all_sets = chain.from_iterable(map(read_candidate_sets, args.sets))
-    # All sets are read now, so that errors in files are reported before the first call is paid.
+    # All sets are read now, so that errors in files are reported before calls cost money.
     judged_counts = Counter(row.grades is not None for row in all_sets)
     unjudged_count = judged_counts[False] if args.teacher == "labels" else 0
     if args.teacher == "labels" and not judged_counts[True]:
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     with Reranker(model or args.model, journal=args.journal, **options) as reranker:
         with resumable(args.journal):
             reranker.prepare()
-            reranker.check(_read_queries(args))  # a query that is too long is reported before the first call is paid
+            reranker.check(_read_queries(args))  # report a query that is too long before calls cost money
             token_prices = prices_for_model(args, reranker.model.name)
             for _ in trace_sets(
                 reranker,
@@ -119,18 +119,19 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError("--form and --tokenizer are for --teacher labels", "leave them out")
     if args.reasoning == "auto":
         raise InputError(
-            "--reasoning auto would leave some sets without reasoning", "give full, off or a number of tokens"
+            "--reasoning auto would produce a mix of sets with and without reasoning",
+            "use full, off or a number of tokens",
         )
 
 
 def _read_teacher_sets(args: argparse.Namespace) -> Iterator[CandidateSet]:
-    """Yield the sets that the teacher can rank: for labels, those with relevance judgments."""
+    """Yield the sets that the teacher can rank. The labels teacher can only rank sets with relevance judgments."""
     rows = chain.from_iterable(map(read_candidate_sets, args.sets))
     return (row for row in rows if row.grades is not None) if args.teacher == "labels" else rows
 
 
 def _read_queries(args: argparse.Namespace) -> Iterator[Query]:
-    """Yield the queries of these sets, each once, because the sets of a query follow each other."""
+    """Yield the queries of the sets, each once: the sets of a query are consecutive."""
     return (Query(*query) for query, _ in groupby(_read_teacher_sets(args), lambda row: (row.query_id, row.query)))
 
 

@@ -1,4 +1,4 @@
-"""`rank-k distill train`: train a student on selected rows, as a recipe says."""
+"""`rank-k distill train`: train a student on selected rows, with the settings of a recipe."""
 
 from __future__ import annotations
 
@@ -36,9 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--time-limit",
         type=positive_seconds,
         metavar="S",
-        help="stop after S seconds, including earlier commands of the run",
+        help="stop after S seconds in total, including loading and earlier commands of the run",
     )
-    parser.add_argument("--estimate", action="store_true", help="print an estimate of the memory, and do not train")
+    parser.add_argument(
+        "--estimate", action="store_true", help="only print an estimate of the required memory, and do not train"
+    )
     add_flags(parser, "--quiet")
 
 
@@ -68,10 +70,11 @@ def _memory_lines(recipe: Recipe) -> list[str]:
     lines = [f"{recipe.name}: about {sum(sizes.values()) / 1e9:,.1f} GB of memory on all devices ({breakdown})"]
     if recipe.launch:
         lines.append(
-            f"for several devices: accelerate launch --config_file {RECIPES_FOLDER / recipe.launch} -m rank_k.cli ..."
+            "to train on several devices:"
+            f" accelerate launch --config_file {RECIPES_FOLDER / recipe.launch} -m rank_k.cli ..."
         )
     if not recipe.verified:
-        lines.append("this recipe has not been tested at full size: check the measures on held-out rows")
+        lines.append("this recipe has not been tested with the complete model: check the measures on held-out rows")
     return lines
 
 
@@ -87,7 +90,10 @@ class ProgressPrinter:
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         if record.get("bf16_requested") and not record["bf16"]:
-            print("training in float32: this machine is slow in bfloat16, which the recipe requests", file=sys.stderr)
+            print(
+                "training in float32 instead of bfloat16, which the recipe requests but is slow on this machine",
+                file=sys.stderr,
+            )
         if "steps" in record:
             self._steps, self._first_step = record["steps"], record["step"]
             self._start_seconds = self._printed_seconds = record["seconds"]

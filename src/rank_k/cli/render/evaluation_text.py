@@ -15,7 +15,7 @@ _MAX_LOSSES = 5
 
 
 def notes(comparison: RunComparison) -> Iterator[str]:
-    """Yield notes on missing, unjudged and tied queries, and on journals."""
+    """Yield notes on missing queries, queries without judgments, queries with tied scores, and journals."""
     for run in comparison.runs:
         evaluation, cost = run.evaluation, run.cost
         messages = {

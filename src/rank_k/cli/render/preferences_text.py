@@ -12,7 +12,7 @@ from rank_k.evaluation.preferences import Preferences, Share, SideCounts
 
 
 def notes(preferences: Preferences) -> Iterator[str]:
-    """Yield which judgments are not counted, and which are not blind."""
+    """Yield the numbers of judgments that are not counted, and of judgments that are not blind."""
     current = preferences.current
     counts = {
         "rows left out because they are repeated": current.repeated,
@@ -24,7 +24,7 @@ def notes(preferences: Preferences) -> Iterator[str]:
 
 
 def tables(preferences: Preferences) -> Iterator[Table]:
-    """Yield the pairs of systems, the judges, and their agreement."""
+    """Yield a table of the pairs of systems, a table of the judges, and a table of their agreement."""
     correction = f", corrected for {len(preferences.pairs)} pairs (Holm)" if len(preferences.pairs) > 1 else ""
     yield Table(
         ["first", "second", "queries", "judgments", "win rate", "95 % interval", "won", "tied", "lost", "p"],
@@ -38,9 +38,10 @@ def tables(preferences: Preferences) -> Iterator[Table]:
             for pair in preferences.pairs
         ],
         align="ll",
-        title="preferences: the first of two systems over the second, ties counting half",
+        title="preferences for the first of two systems over the second; the win rate counts a tie as half a win",
         notes=[
-            f"every query weighs the same; intervals by Wilson, over queries; p by randomization of signs{correction}"
+            "every query has the same weight; Wilson intervals over queries;"
+            f" p by a randomization test of signs{correction}"
         ],
     )
     judge_rows = [
@@ -51,7 +52,7 @@ def tables(preferences: Preferences) -> Iterator[Table]:
     yield Table(
         ["judge", "judgments", "ties", "left", "95 % interval", "p", "seconds"],
         judge_rows,
-        title="judges, and how often each preferred what stood on the left",
+        title="judges, and the share of their judgments without ties that preferred the ranking on the left",
     )
     if preferences.agreement:
         yield Table(
@@ -65,7 +66,7 @@ def tables(preferences: Preferences) -> Iterator[Table]:
                 for agreement in preferences.agreement
             ],
             align="ll",
-            title="agreement on what more than one has judged; 95 % bootstrap intervals over queries",
+            title="agreement on items with more than one judge; 95 % bootstrap intervals over queries",
         )
 
 

@@ -13,34 +13,34 @@ from rank_k.evaluation.run_costs import QueryCost
 from rank_k.types import ScoringMethod, Usage
 
 REPAIRS = {
-    "missing": ("passage", "missing from an answer or without a likelihood: appended in input order"),
+    "missing": ("passage", "missing from an answer or without a likelihood: placed at the end in input order"),
     "repeated": ("passage", "listed twice in an answer: the first position counts"),
-    "out_of_range": ("number", "in an answer that no passage has: ignored"),
+    "out_of_range": ("number", "in an answer that is not the number of a passage: ignored"),
     "truncated": ("response", "truncated by the token limit"),
     "forced_answers": ("answer", "requested in a second call after truncated reasoning"),
     "answer_requested_again": ("answer", "without a usable ranking: requested again with the same reasoning"),
     "budget_rejected": (
         "window",
         "whose reasoning budget the server rejected: the token limit was used instead"
-        " (vLLM: start it with --reasoning-parser)",
+        " (start vLLM with --reasoning-parser)",
     ),
     "budget_exceeded": ("response", "with more reasoning than the budget"),
     "constraint_violated": ("answer", "against the grammar of constrained decoding"),
     "repetition_stopped": ("response", "stopped early because it repeated itself"),
-    "samples_skipped": ("sample", "not requested because the first ones agreed"),
+    "samples_skipped": ("sample", "not requested because the first samples agreed"),
     "windows_reasoned": ("window", "ranked with reasoning because the direct answer was not confident"),
-    "unmatched_think_tag": ("reasoning tag", "without the other tag of its pair"),
+    "unmatched_think_tag": ("reasoning tag", "without a matching opening or closing tag"),
     "unranked": ("answer", "without a usable ranking"),
     "retries_exhausted": ("window", "without a response after all retries"),
     "content_filtered": ("window", "rejected by the content filter of the server"),
     "passages_truncated": ("passage", "truncated to --passage-tokens"),
     "context_truncated": ("passage", "truncated further to fit into the context of the model"),
     "max_tokens_lowered": ("window", "whose token limit was lowered to fit into the context of the model"),
-    "byte_tokens_skipped": ("likelihood", "without the characters that the model spells in several tokens"),
+    "byte_tokens_skipped": ("likelihood", "computed without characters that the tokenizer splits into several tokens"),
     "tokens_estimated": (
         "text",
-        "with an estimated number of tokens, because the server does not count tokens: this only affects where long"
-        " texts are truncated",
+        "with an estimated number of tokens, because the server cannot count tokens: this only affects where long texts"
+        " are truncated",
     ),
     "duplicates": ("candidate", "listed twice in the run: the better rank counts"),
     "excluded": ("candidate", "left out of the run, because the data set excludes such documents"),
@@ -49,13 +49,13 @@ REPAIRS = {
 
 LIKELIHOOD_NOTE = "method likelihood: passages were scored one by one and not compared (see docs/how-to/embedded.md)"
 ALL_UNRANKED = (
-    "no window could be ranked, and the output has the order of the input: rank-k doctor --probe shows what the model"
-    " answers"
+    "no window could be ranked, so the output has the order of the input: rank-k doctor --probe tests whether the model"
+    " can rank"
 )
 
 
 def describe_repair(kind: str, count: int) -> str:
-    """Return a number of repairs in words."""
+    """Return the number of repairs of one kind as text."""
     return describe_count(count, *REPAIRS.get(kind, (f"repair {kind}", "")))
 
 
@@ -74,7 +74,7 @@ def lines(
         seconds: How long the run took.
         price: The prices of tokens (default: the summary has no cost).
         method: The scoring method.
-        noun: What was ranked.
+        noun: The noun for the items that were ranked, in the singular.
     """
     usage = stats.usage
     prefix, reasoning_prefix = "~" if usage.estimated else "", "~" if usage.reasoning_is_estimated else ""
@@ -90,7 +90,7 @@ def lines(
     if price is not None:
         output.append(f"cost: {price.cost_of(usage):.4f}")
     if stats.saved_tokens:
-        output.append(f"saved: at least {stats.saved_tokens:,} tokens of responses that repeated themselves")
+        output.append(f"saved: at least {stats.saved_tokens:,} tokens, by stopping responses that repeated themselves")
     output += [f"repairs: {describe_repair(kind, count)}" for kind, count in sorted(stats.repairs.items()) if count]
     if stats.unranked_windows:
         examples = ", ".join(f"{query_id} (round {round_number + 1})" for query_id, round_number in stats.unranked[:5])
@@ -170,7 +170,8 @@ def write_report(file: TextIO, summary: dict[str, Any], queries: Iterable[QueryC
 
 
 def _token_counts(usage: Usage) -> dict[str, int]:
-    """Return the token counts by key; with `reasoning_tokens_estimated` if the server counted all others."""
+    """Return the token counts by key. `reasoning_tokens_estimated` marks counts of which only the reasoning is
+    estimated."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "cached_tokens": usage.cached_tokens,

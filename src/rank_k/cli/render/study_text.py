@@ -14,7 +14,7 @@ from rank_k.study.table import CellRow, Estimate
 
 
 def cell_listing(study: Study, cells: Sequence[Cell]) -> list[str]:
-    """Return a list of the cells, and the commands that start the servers of their models."""
+    """Return the lines of a list of the cells, followed by the commands that start the servers of their models."""
     lines = [study.title, *([study.about] if study.about else []), "", f"{count_noun(len(cells), 'cell')}:"]
     lines += [f"  {cell.name}" for cell in cells]
     for model in study.models:
@@ -24,7 +24,7 @@ def cell_listing(study: Study, cells: Sequence[Cell]) -> list[str]:
 
 
 def tables(results: StudyResults) -> Iterator[Table]:
-    """Yield a table of quality and cost for each run, and further tables for the question of the study."""
+    """Yield a table of quality and cost for each run, and the tables that the study asks for in addition."""
     measure, labels = results.study.measures[0], results.labels
     for heading, rows in results.by_run():
         cells = [_format_row(row, results) for row in rows]
@@ -67,7 +67,7 @@ def tables(results: StudyResults) -> Iterator[Table]:
 
 
 def _format_row(row: CellRow, results: StudyResults) -> dict[str, str]:
-    """Return the text of each column of a row of the main table."""
+    """Return the cells of a row of the main table as text, by column."""
     mean, error = _format_estimate(row.primary_quality)
     difference, interval = ("baseline" if row.baseline else "", "")
     if row.difference is not None:
@@ -100,7 +100,7 @@ def _format_row(row: CellRow, results: StudyResults) -> dict[str, str]:
 
 
 def _format_unranked(row: CellRow, results: StudyResults) -> dict[str, str]:
-    """Return the share of a cell's windows that kept their input order; no column if there are none in the study."""
+    """Return the column with the share of unranked windows; no column if the study has no unranked windows."""
     if not any(each.cost.unranked for each in results.rows):
         return {}
     return {"unranked windows": f"{row.unranked_share:.0%} !" if row.cost.unranked else ""}

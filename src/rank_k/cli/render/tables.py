@@ -36,8 +36,8 @@ class Table(NamedTuple):
 def print_tables(blocks: Iterable[Table | str]) -> None:
     """Print tables and paragraphs to standard output, with a blank line between them.
 
-    A terminal gets bold headers (`NO_COLOR` and `TERM=dumb` are respected), and cells wrap between words where a row is
-    wider than the terminal. Pipes and files get plain text: no box characters, no wrapping and no truncation.
+    In a terminal, headers are bold (unless `NO_COLOR` or `TERM=dumb` is set), and cells wrap between words if a row is
+    wider than the terminal. Pipes and files receive plain text without box characters, wrapping or truncation.
     """
     from rich.console import Console
 
@@ -53,7 +53,7 @@ def print_tables(blocks: Iterable[Table | str]) -> None:
 
 
 def format_table(table: Table) -> list[str]:
-    """Return the lines of `table` as plain text, aligned by the width of characters in a terminal."""
+    """Return the lines of `table` as plain text, aligned by the width that characters have in a terminal."""
     from rich.console import Console
 
     output = io.StringIO()

@@ -1,11 +1,11 @@
-// Requests to the server. If the server needs a key, the page asks for it once, stores it for this tab (sessionStorage)
-// and sends it in a header, never in an address.
+// Requests to the server. If the server requires a key, the page asks for it once, stores it for this tab
+// (sessionStorage) and sends it in a header, never in a URL.
 
 import { h } from "/page/dom.js";
 
 const KEY_STORAGE = "rank-k key";
 
-/** An error of the server. `field`: the invalid field of the request, if there is one. */
+/** An error response of the server. `field`: the invalid field of the request, if there is one. */
 export class RequestError extends Error {
   constructor(status, message, field) {
     super(message);
@@ -53,7 +53,7 @@ export async function* streamEvents(path, body, signal) {
   }
 }
 
-/** The response for `path`. Asks for a key if the server needs one. Throws `RequestError`. */
+/** The response for `path`. Asks the user for a key if the server requires one. Throws `RequestError`. */
 async function fetchWithKey(path, options) {
   for (;;) {
     const key = sessionStorage.getItem(KEY_STORAGE);
@@ -86,7 +86,7 @@ function requestKey(wasRejected) {
     const input = h("input", { type: "password", id: "key", autocomplete: "off", required: true, spellcheck: "false" });
     const dialog = h("dialog", { class: "key", "aria-labelledby": "key-title" },
       h("form", { method: "dialog", onsubmit: () => sessionStorage.setItem(KEY_STORAGE, input.value.trim()) },
-        h("h2", { id: "key-title" }, "This server needs a key"),
+        h("h2", { id: "key-title" }, "This server requires a key"),
         wasRejected && h("p", { class: "error", role: "alert" }, "The key was not accepted."),
         h("label", { for: "key" }, "Key"), input,
         h("p", { class: "soft" }, "The key is stored for this tab only and sent to this server only."),
@@ -96,7 +96,7 @@ function requestKey(wasRejected) {
       dialog.remove();
       pendingKeyDialog = null;
       if (sessionStorage.getItem(KEY_STORAGE)) resolve();
-      else reject(new RequestError(401, "A key is needed."));
+      else reject(new RequestError(401, "This server requires a key. Reload the page to enter it."));
     });
     document.body.append(dialog);
     dialog.showModal();

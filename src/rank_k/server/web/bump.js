@@ -1,4 +1,4 @@
-// The bump chart: a line for each passage through the rounds, beside the list of passages, whose rows have the same height.
+// The bump chart: a line for each passage that shows its rank in every round, next to the list of passages.
 
 import { h, svg } from "/page/dom.js";
 
@@ -6,9 +6,9 @@ const ROW = 28; // CSS pixels; the rows of the list have the same height (page.c
 const TOP = 26;
 
 /**
- * Draw the chart in the element `container` and fill `list`. `columns`: the rankings, as { label, tiers, compared };
- * `compared` is the set of passages that the next round compares. `passages`: { name, text, hue } each. The chart has at
- * most `maxRows` rows. `onFollow(passage, ranks)` is called with the highlighted passage and its ranks, or with null.
+ * Draw the chart in the element `container` and fill `list`. `columns`: the rankings, each as { label, tiers, compared },
+ * where `compared` is the set of passages that the next round compares. `passages`: each as { name, text, hue }. The chart
+ * has at most `maxRows` rows. `onFollow(passage, ranks)` is called with the highlighted passage and its ranks, or with null.
  */
 export function drawBumpChart(container, list, { columns, passages, maxRows, onFollow }) {
   const ranks = columns.map(({ tiers }) => passageRanks(tiers, passages.length));

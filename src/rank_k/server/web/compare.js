@@ -1,4 +1,4 @@
-// Compare: open the report, which is a separate page without scripts. The server sends its address to clients with a key.
+// Compare: open the report, which is a separate page without scripts. Only clients with a key can request its URL.
 
 import { getJson } from "/page/api.js";
 import { byId, show } from "/page/dom.js";

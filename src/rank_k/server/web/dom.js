@@ -2,17 +2,17 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element. Functions among the attributes are listeners (`onclick`); null and false are omitted; true is empty. */
+/** An HTML element. Attributes: a function is added as an event listener (`onclick`), null and false are omitted. */
 export function h(tag, attributes = {}, ...children) {
   return fillElement(document.createElement(tag), attributes, children);
 }
 
-/** The same for SVG. */
+/** An SVG element, with the same arguments as `h`. */
 export function svg(tag, attributes = {}, ...children) {
   return fillElement(document.createElementNS(SVG, tag), attributes, children);
 }
 
-/** Replace the content of `element` by `children`: nodes, texts, or lists of them. */
+/** Replace the content of `element` with `children`: nodes, texts, or lists of nodes and texts. */
 export function show(element, ...children) {
   element.replaceChildren(...children.flat(Infinity).filter(isPresent));
 }
@@ -20,7 +20,7 @@ export function show(element, ...children) {
 /** The element with this id. */
 export const byId = id => document.getElementById(id);
 
-/** The color class of the passage with number `n`, from 1: one of twelve colors in rotation. */
+/** The color class of passage number `n`, which counts from 1. Twelve colors repeat. */
 export const hueClass = n => `hue-${(n - 1) % 12}`;
 
 /** Format 1234 as 1,234. */

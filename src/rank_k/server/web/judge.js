@@ -12,13 +12,13 @@ const MIN_DELAY = 300; // milliseconds, so that a double key press does not judg
 let judge = localStorage.getItem(NAME_STORAGE) ?? "";
 let state = null;
 let busy = false;
-let visibleMilliseconds = 0; // how long the pair was visible before `visibleSince`
+let visibleMilliseconds = 0; // the time for which the pair was visible, before `visibleSince`
 let visibleSince = null; // when the pair became visible; null while the page is hidden
 
 const SECTIONS = ["none", "welcome", "work", "end"];
 const showSection = name => SECTIONS.forEach(part => { byId(part).hidden = part !== name; });
 
-/** Show the state that `work` returns. If it fails, show the error and change nothing else. */
+/** Show the state that `work` returns. If `work` fails, only show the error. */
 async function runAction(work, announcement) {
   if (busy) return;
   busy = true;
@@ -86,7 +86,7 @@ function renderState(announcement) {
   visibleSince = document.hidden ? null : performance.now();
 }
 
-/** The passages of a ranking. `otherPassages`: the other ranking, for the rank of the same passage in it. */
+/** The passages of a ranking as list items, each with its rank in the other ranking, `otherPassages`. */
 function renderRanking(passages, otherPassages, otherName) {
   const places = new Map(otherPassages.map((passage, place) => [passage.number, place + 1]));
   return passages.map(({ number, text, truncated }, place) => {
@@ -115,10 +115,10 @@ function expand(button, body, isFull) {
   show(button, isFull ? "Show less" : "Show all", h("span", { class: "unseen" }, ` of passage ${Number(body.id.split("-")[1]) + 1}`));
 }
 
-/** Show all passages in full, or all of them short. Passages that fit have no button. */
+/** Show all passages in full, or shorten all of them. Passages that are not shortened have no button. */
 function setExpanded(isFull) {
   byId("all").setAttribute("aria-pressed", isFull);
-  show(byId("all"), isFull ? "Show all short" : "Show all in full", " ", h("kbd", {}, "X"));
+  show(byId("all"), isFull ? "Shorten all" : "Show all in full", " ", h("kbd", {}, "X"));
   const bodies = [...document.querySelectorAll(".sides .wording")];
   bodies.forEach(body => expand(body.parentElement.querySelector(".more"), body, false));
   const long = bodies.map(body => body.scrollHeight > body.clientHeight + 2);
@@ -176,7 +176,7 @@ byId("enter").addEventListener("submit", event => {
   loadNext();
 });
 let width = innerWidth;
-addEventListener("resize", () => { // only the width changes the length of texts; phones change the height while scrolling
+addEventListener("resize", () => { // only a new width changes the line breaks; phones change the height while scrolling
   if (width !== innerWidth && state?.question) setExpanded(byId("all").getAttribute("aria-pressed") === "true");
   width = innerWidth;
 });

@@ -3,7 +3,10 @@
 const BACK_KEYS = ["ArrowUp", "ArrowLeft"];
 const FORWARD_KEYS = ["ArrowDown", "ArrowRight"];
 
-/** Give the elements that match `selector` in `element`, also later ones, one tab stop with arrow keys, Home and End. */
+/**
+ * Make the elements that match `selector` in `element` a single tab stop, with arrow keys, Home and End to move between
+ * them. Returns a function to call after elements have been added.
+ */
 export function makeSingleTabStop(element, selector) {
   const findItems = () => [...element.querySelectorAll(selector)];
   const updateTabStops = () => findItems().forEach((item, index, items) => {

@@ -1,4 +1,4 @@
-// Texts with references to passages, such as `[3]`: they become buttons in the color of the passage.
+// Show references to passages in a text, such as `[3]`, as buttons in the color of the passage.
 
 import { h } from "/page/dom.js";
 
@@ -6,8 +6,8 @@ const MENTION = /[[［【]\s*(\d{1,4})\s*[\]］】]/g;
 const PARTIAL_MENTION = /[[［【][\s\d]{0,6}$/;
 
 /**
- * Nodes for `text`. `passage(n)` returns { hue, title, go } for the passage with number n, or null if there is none: the
- * number then stays text. `go` is called when the button is clicked.
+ * Nodes for `text`. `passage(n)` returns { hue, title, go } for the passage with number n, or null if there is no such
+ * passage; the reference then remains text. `go` is called when the button is clicked.
  */
 export function renderMentions(text, passage) {
   const nodes = [];
@@ -22,7 +22,7 @@ export function renderMentions(text, passage) {
   return nodes.filter(node => node !== "");
 }
 
-/** A text that is streamed to the end of `element`. An incomplete reference waits for its next chunk. */
+/** Appends a streamed text to `element`. An incomplete reference is held back until its next chunk arrives. */
 export class StreamedText {
   constructor(element, passage) {
     Object.assign(this, { element, passage, text: "", pending: "" });
@@ -37,14 +37,14 @@ export class StreamedText {
     this.element.append(...renderMentions(ready, this.passage));
   }
 
-  /** Append the rest: no more chunks follow. */
+  /** Append what is held back, after the last chunk. */
   end() {
     this.element.append(this.pending);
     this.pending = "";
   }
 }
 
-/** An order such as `[3] > [2] = [1]`. `tiers`: lists of tied items; `number(item)` returns the number of an item. */
+/** The ranking of a window, such as `[3] > [2] = [1]`. `tiers`: lists of tied items. `number(item)`: an item's number. */
 export function renderOrder(tiers, number, passage) {
   const nodes = tiers.flatMap((tier, place) => tier.flatMap((item, index) => {
     const n = number(item);

@@ -1,10 +1,10 @@
-// A ranking as a list whose rows move to their new ranks.
+// A ranking as a list. When the ranking changes, the rows move to their new ranks.
 
 import { h, hueClass } from "/page/dom.js";
 
 const REDUCED_MOTION = matchMedia("(prefers-reduced-motion: reduce)");
 
-/** Shows `passages` (texts) in `list`, an `ol`. A place is the position of a passage in `passages`, from 0. */
+/** Shows `passages` (texts) in `list`, an `ol`. A `place` is the index of a passage in `passages`. */
 export class RankingList {
   constructor(list, passages) {
     this.list = list;
@@ -12,7 +12,7 @@ export class RankingList {
     this.set(passages.map((_, place) => [place]));
   }
 
-  /** Show a new ranking. `tiers`: lists of places, best first; the places of a list are tied. */
+  /** Show a new ranking. `tiers`: lists of places, the best first. Places in the same list are tied. */
   set(tiers) {
     const previousTops = new Map(this.rows.map(row => [row, row.element.getBoundingClientRect().top]));
     let rank = 0;
@@ -27,7 +27,7 @@ export class RankingList {
     }
   }
 
-  /** Mark the passages at these places, such as those of a window, and no others. */
+  /** Mark only the passages at these places, such as the passages of a window. */
   mark(places) {
     const marked = new Set(places);
     this.rows.forEach((row, place) => row.element.classList.toggle("marked", marked.has(place)));

@@ -1,5 +1,5 @@
-// Runs: the queries, rankings and calls in a journal. The address names what is shown: #run=…&query=…&round=…&window=…
-// In the address and on the page, queries, rounds and windows count from 1; in the journal they count from 0.
+// Runs: the queries, rankings and calls in a journal. The URL says what is shown: #run=…&query=…&round=…&window=…
+// In the URL and on the page, queries, rounds and windows count from 1. In the journal they count from 0.
 
 import { getJson } from "/page/api.js";
 import { drawBumpChart } from "/page/bump.js";
@@ -8,16 +8,16 @@ import { makeSingleTabStop } from "/page/keys.js";
 import { renderWindow } from "/page/window.js";
 
 const MAX_ROWS = 25; // rows of a chart, until the reader shows all
-const NUMBERS = ["query", "round", "window"]; // the parameters of the address that count from 1
+const NUMBERS = ["query", "round", "window"]; // the parameters of the URL that count from 1
 let runs = [];
-let latestRequest = 0; // only the latest request is shown, even if earlier ones are answered after it
+let latestRequest = 0; // responses to earlier requests that arrive later are ignored
 let currentQuery = null;
 
-/** The parameters of the address; numbers count from 0. */
+/** The parameters of the URL, with numbers that count from 0. */
 const readLocation = () => Object.fromEntries([...new URLSearchParams(location.hash.slice(1))]
   .map(([name, value]) => [name, NUMBERS.includes(name) ? Number(value) - 1 : value]));
 
-/** The address for `params`, whose numbers count from 0. */
+/** The URL fragment for `params`, whose numbers count from 0. */
 const makeHash = params => `#${new URLSearchParams(Object.entries(params)
   .filter(([, value]) => value !== undefined && value !== "")
   .map(([name, value]) => [name, NUMBERS.includes(name) ? value + 1 : value]))}`;
@@ -55,7 +55,7 @@ async function showList(params, requestNumber) {
   document.title = "Runs · Rank-K";
   show(byId("journal"), journal);
   if (!run) {
-    if (journal === null) show(byId("silent"), "This server stores its calls in a temporary file only. Start it with --journal FILE to see them here.");
+    if (journal === null) show(byId("silent"), "This server stores calls only in a temporary file. Start it with --journal FILE to see the calls here.");
     else if (!runs.length) show(byId("silent"), "There are no queries yet. Queries that you send in Try, or with any other client of this server, appear here.");
     else show(byId("silent"), ["This journal has no such run. ", h("a", { href: "/runs" }, "Show the latest run")]);
     return;
@@ -78,7 +78,7 @@ async function showList(params, requestNumber) {
   byId("on").onclick = () => { location.hash = makeHash({ ...params, run: run.run, offset: last }); };
 }
 
-/** Read the list of runs again; pages of older runs only if they are not known yet. Returns the journal's name. */
+/** Reload the list of runs, but reuse the older runs that are already loaded. Returns the journal's name. */
 async function readRuns() {
   const first = await getJson("/journal/runs");
   const others = runs.filter(({ run }) => first.runs.every(listedRun => listedRun.run !== run));
@@ -93,14 +93,14 @@ async function readRuns() {
   return first.journal;
 }
 
-/** The title of a run: the file that it wrote or read. Queries that were sent one by one have none. */
+/** The title of a run: the name of the file that it wrote or read. Queries that were sent one by one have no file. */
 function runTitle({ settings, run }) {
   if (settings.made) return "Single queries";
   const file = [settings.output, settings.run, settings.cell].find(value => typeof value === "string");
   return file ? file.split("/").at(-1) : run;
 }
 
-/** Lists of the queries with the same text and the same number of passages, in the order of their first ones. */
+/** Groups of queries with the same text and the same number of passages, in the order of their first queries. */
 function groupRepeated(queries) {
   const groups = new Map();
   for (const query of queries) {
@@ -154,7 +154,7 @@ function assignHues({ passages, ranking, rounds }) {
 
 const hueOfDocument = id => currentQuery.hues.get(id) ?? "";
 
-/** The name of a passage: its document id. In single queries that is the position in the input, which is shown from 1. */
+/** The name of a passage: its document id. For single queries, the id is an index from 0, which is shown from 1. */
 function nameOfDocument(id) {
   const isPosition = currentQuery.query.passages.every(({ doc_id: other }, place) => other === String(place));
   return isPosition ? `passage ${Number(id) + 1}` : id;

@@ -1,4 +1,4 @@
-// Try: rank passages for a query, and show the model's reasoning and the ranking while they form.
+// Try: rank passages for a query, and show the reasoning and the ranking while the model is working.
 
 import { RequestError, streamEvents, getJson } from "/page/api.js";
 import { byId, h, hueClass, pluralize, formatSeconds, show, formatInteger } from "/page/dom.js";
@@ -19,7 +19,7 @@ export function splitPassages(text) {
   return blocks.length > 1 ? blocks : text.split(/\r\n?|\n/).map(line => line.trim()).filter(Boolean);
 }
 
-/** The passages in a file: JSON or JSONL with texts or with objects that have a text. Other files are plain text. */
+/** The passages in a file: JSON or JSONL with texts, or with objects that have a text. All other files are plain text. */
 function parseTexts(content) {
   const text = item => typeof item === "string" ? item : item.text ?? item.contents ?? item.passage;
   const textsOf = items => items.length && items.every(item => typeof text(item ?? {}) === "string") ? items.map(text) : null;
@@ -88,7 +88,7 @@ class RankingView {
     return this.windows.get(key);
   }
 
-  /** Between two rankings: put the passages of a window into the ranks that they share, in the order of the answer. */
+  /** Until the next ranking arrives, sort the passages of a window in the order of the answer, at the ranks they hold. */
   applyWindowOrder({ shown, tiers, ranked }) {
     if (!ranked) return;
     const order = tiers.flat();
@@ -120,7 +120,7 @@ class RankingView {
     }, () => {});
   }
 
-  /** Stop the clock: no more events follow. */
+  /** Stop the clock, after the last event. */
   end(notes) {
     clearInterval(this.clock);
     for (const window of this.windows.values()) window.end();
@@ -196,7 +196,7 @@ class WindowView {
     if (ranked) {
       const order = renderOrder(tiers, place => this.shown.indexOf(place) + 1, n => this.passage(n));
       const answer = this.parts.text;
-      if (answer.streamed.text.trim() === order.textContent) answer.element.remove(); // the order says the same
+      if (answer.streamed.text.trim() === order.textContent) answer.element.remove(); // the answer would repeat the order
       this.text.append(h("p", { class: "part-title" }, "Order"), order);
     } else this.text.append(h("p", { class: "error" }, "The answer had no usable order: the window keeps its input order."));
     const repairText = Object.entries(repairs).map(([kind, count]) => `${kind.replaceAll("_", " ")} ${count}`).join(", ");

@@ -1,4 +1,4 @@
-// A window: its passages, its calls to the model with reasoning and answer, and the order read from them.
+// A window: its passages, its calls to the model with reasoning and answer, and the order parsed from the answers.
 
 import { byId, h, pluralize, formatSeconds, show, formatInteger } from "/page/dom.js";
 import { makeSingleTabStop } from "/page/keys.js";
@@ -11,17 +11,17 @@ const PURPOSES = {
 
 const REPAIRS = {
   missing: "passages missing from the answer, placed at the end", repeated: "repeated numbers, ignored",
-  out_of_range: "numbers without a passage, ignored", truncated: "reasoning or answer truncated at the token limit",
+  out_of_range: "numbers that no passage has, ignored", truncated: "reasoning or answer truncated at the token limit",
   unranked: "no usable answer: the window kept its input order", retries_exhausted: "no response: the window kept its input order",
   content_filtered: "rejected by the server's content filter: the window kept its input order",
   budget_rejected: "the server rejected the reasoning budget: the token limit was used instead",
-  forced_answers: "reasoning truncated, answer requested in a second call", answer_requested_again: "answer requested again",
+  forced_answers: "reasoning truncated: the answer was requested in a second call", answer_requested_again: "answer requested again",
   budget_exceeded: "reasoning longer than the budget", constraint_violated: "answer outside the grammar of constrained decoding",
-  windows_reasoned: "reasoning requested after an uncertain direct answer", samples_skipped: "samples skipped because the first ones agreed",
-  repetition_stopped: "repetitive text, stopped", unmatched_think_tag: "closing reasoning tag without an opening one",
+  windows_reasoned: "reasoning requested after an uncertain direct answer", samples_skipped: "samples skipped because the first samples agreed",
+  repetition_stopped: "response stopped early because it repeated itself", unmatched_think_tag: "reasoning tag without a matching opening or closing tag",
   passages_truncated: "passages truncated to the passage length", context_truncated: "passages truncated to fit the context",
-  max_tokens_lowered: "token limit lowered to fit the context", tokens_estimated: "token counts estimated because the server sent none",
-  byte_tokens_skipped: "query likelihoods without some tokens of the query",
+  max_tokens_lowered: "token limit lowered to fit the context", tokens_estimated: "token counts estimated because the server cannot count tokens",
+  byte_tokens_skipped: "query likelihoods computed without characters that the tokenizer splits into several tokens",
 };
 
 /** Show a window. `hueOf` and `nameOf` return the color class and the name of a passage for its document id. */
