@@ -238,8 +238,8 @@ def test_render_report_states_that_no_query_lost() -> None:
     page = render_report(
         compare_runs(qrels, {"worst": worst, "best": best, "same": worst}, ["RR"], baseline="worst"), MADE
     )
-    assert "<bdi>best</bdi>: no query has a lower nDCG@10." in page
-    assert "<bdi>same</bdi>: no query has a lower nDCG@10." in page
+    assert "<bdi>best</bdi>: no query has a lower RR." in page
+    assert "<bdi>same</bdi>: no query has a lower RR." in page
 
 
 def test_format_functions_write_numbers_consistently() -> None:
