@@ -30,12 +30,14 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:class", r"(collections|datetime|pathlib|random)\..*"),  # the standard library has no inventory offline
     ("py:class", r"Path|RetryPolicy|build\.ModelSource|(Reranker|Query)Arguments|ArrayLike|Floats"),  # not documented
+    ("py:class", r"Document|rank_k\.journal\.(runs\.Shard|batches\.Batch)Record|rank_k\.journal\.batches\.PendingCall"),
     ("py:class", r"\w+\[.*"),  # generic types in string annotations, which Sphinx splits at commas
 ]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
+napoleon_use_ivar = True  # attributes in a docstring are not described a second time
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints = "signature"

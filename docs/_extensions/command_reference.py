@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from rank_k.cli import VERBS, add_verb
+from rank_k.cli import VERBS, add_command
 
 PAGE = re.compile(r"docs/([\w/-]+)\.md")
 MARKUP = re.compile(r"([\\`*_<>\[\]{}~|])")
@@ -23,7 +23,7 @@ def command_parser(verb: str, *steps: str) -> argparse.ArgumentParser:
     """Return the parser of a command, such as `command_parser("distill", "sample")`."""
     root = argparse.ArgumentParser(prog="rank-k")
     verbs = root.add_subparsers()
-    add_verb(verbs, verb, VERBS[verb], importlib.import_module(f"rank_k.cli.{verb}"))
+    add_command(verbs, verb, VERBS[verb], importlib.import_module(f"rank_k.cli.{verb}"))
     parser: argparse.ArgumentParser = verbs.choices[verb]
     for step in steps:
         parser = steps_of(parser)[step]
@@ -47,12 +47,22 @@ def render_command(command: str) -> Iterator[str]:
     example = (parser.epilog or "").removeprefix(EXAMPLE_PREFIX)
     if example:
         yield from ("Example:", "", "```bash", *wrap_command(example), "```", "")
+    yield from render_groups(parser, "##")
+    if command != "distill":  # its steps have pages of their own
+        for name, step in steps_of(parser).items():
+            yield from (f"## {parser.prog} {name}", "")
+            yield from ("```text", format_usage(step), "```", "")
+            yield from render_groups(step, "###")
+
+
+def render_groups(parser: argparse.ArgumentParser, heading: str) -> Iterator[str]:
+    """Yield the lines that describe the arguments of a parser, with a heading for each group."""
     yield from (f":::{{program}} {parser.prog}", ":::", "")
     for group in parser._action_groups:
         actions = [action for action in group._group_actions if action.help is not argparse.SUPPRESS]
         if not actions or isinstance(actions[0], argparse._SubParsersAction):
             continue
-        yield from (f"## {escape(group_title(group.title))}", "")
+        yield from (f"{heading} {escape(group_title(group.title))}", "")
         if group.description:
             yield from (escape(group.description[:1].upper() + group.description[1:] + "."), "")
         for action in actions:

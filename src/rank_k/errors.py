@@ -98,7 +98,7 @@ class RequestRejected(ModelError):
 
     @property
     def is_about_fields(self) -> bool:
-        """Whether the server may accept the request with fewer fields: it rejected neither the key nor the prompt."""
+        """Whether the server may accept the request with fewer fields, because it rejected neither key nor prompt."""
         return self.status not in (401, 403) and not isinstance(self, PromptFiltered)
 
 

@@ -1,10 +1,4 @@
-"""The main class of Rank-K: rerank the documents of one query, or a run.
-
-from rank_k import Reranker
-with Reranker("hltcoe/Rank-K-32B", server="http://localhost:8000/v1") as reranker:
-    for hit in reranker.rank("why is the sky blue", passages):
-        print(hit.rank, hit.text)
-"""
+"""The main class of Rank-K: rerank the documents of one query, or a run."""
 
 from __future__ import annotations
 
@@ -49,8 +43,9 @@ class Reranker:
 
     Attributes:
         options: The resolved options. `options.sources` contains the source of each value.
-        strategy, model, journal: The parts that were built from the arguments.
         stats: Counts of the last call of `rerank`, during and after it.
+
+    `strategy`, `model` and `journal` are the parts that were built from the arguments.
 
     Raises `InputError` if an option is invalid. A reranker may be used from any thread and any event loop. Close it, or
     use it in a `with` or `async with` statement.

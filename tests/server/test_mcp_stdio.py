@@ -297,7 +297,7 @@ def test_mcp_stdio_serves_embedded_model(monkeypatch: pytest.MonkeyPatch) -> Non
         assert indices(message)[0] == 1
         assert sorted(indices(message)) == [0, 1, 2]
         server.call(2, query="why is the sky blue", documents=PASSAGES, reasoning="full")
-        assert "this server ranks by likelihood" in server.receive()["result"]["content"][0]["text"]
+        assert "which ranks by query likelihood" in server.receive()["result"]["content"][0]["text"]
         code, out, err = server.end()
     assert (code, out) == (0, b"")
     assert err.splitlines()[-1] == "rank-k mcp: stopped"

@@ -18,7 +18,7 @@ from rank_k.optional_deps import load
 from rank_k.types import Candidate, Run
 
 Ties = Literal["file", "trec_eval"]
-"""The order of documents with equal scores: that of the run, or by descending id as in trec_eval."""
+"""The order of documents with equal scores, which is that of the run, or by descending id as in trec_eval."""
 
 DEFAULT_MEASURES = ("nDCG@10", "nDCG@20", "AP", "RR@10", "R@100", "Judged@10")
 
