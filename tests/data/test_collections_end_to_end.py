@@ -87,7 +87,7 @@ def test_bright_through_retrieve_rerank_and_evaluate(bright_name: str, rank_k: R
     assert "1 candidate left out of the run, because the data set excludes" in output
     assert json.loads(Path("report.json").read_text())["repairs"]["excluded"] == 1
     output = rank_k("evaluate", "--dataset", bright_name, "run.trec", "out.trec", "--measures", "RR@10")
-    assert "run.trec: 1 excluded document of bright:biology left out" in output
+    assert "run.trec: 1 document left out, because bright:biology excludes" in output
     means = output.partition("\n\n")[0]  # what the run cost follows
     assert [line.split()[1] for line in means.splitlines() if line.startswith(("run.trec ", "out.trec "))] == [
         "0.2500",  # second of those allowed, and nothing for the other query

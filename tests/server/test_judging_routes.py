@@ -423,13 +423,13 @@ def test_serve_judging_needs_no_model(folder: Path) -> None:
         ),
         (
             ["--compare", "good.trec", "./good.trec", "--preferences-file", "said.jsonl", *FILES],
-            "names good.trec twice",
+            "contains good.trec twice",
         ),
         (["--compare", "good.trec", "no.trec", "--preferences-file", "said.jsonl", *FILES], "no.trec"),
         (["--compare", "good.trec", "bad.trec", "--qrels", "nowhere"], "nowhere"),
         (["--compare", "good.trec", "no.trec", "--qrels", "qrels"], "no.trec: no such file"),
         (["--compare", "good.trec", ".", "--qrels", "qrels"], ".: a directory"),
-        (["--compare", "good.trec", "bad.trec", "good.trec", "--qrels", "qrels"], "names good.trec twice"),
+        (["--compare", "good.trec", "bad.trec", "good.trec", "--qrels", "qrels"], "contains good.trec twice"),
         (["--compare", "good.trec", "--qrels", "qrels", "--queries", "nowhere"], "nowhere"),
     ],
 )
