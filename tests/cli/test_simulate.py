@@ -291,8 +291,8 @@ def test_journal_fit_noise_never_overwrites_its_inputs(output: str, capfd: pytes
 @pytest.mark.usefixtures("files")
 def test_journal_fit_noise_requires_qrels(capfd: pytest.CaptureFixture[str]) -> None:
     Path("j.sqlite").touch()
-    assert "--qrels is required for fit-noise" in run_command(capfd, "journal", "fit-noise", "j.sqlite")[2]
-    assert "--qrels is required for fit-noise" in run_command(capfd, "journal", "cost", "j.sqlite", "--qrels", "qrels.trec")[2]
+    assert "required for fit-noise" in run_command(capfd, "journal", "fit-noise", "j.sqlite")[2]
+    assert "required for fit-noise" in run_command(capfd, "journal", "cost", "j.sqlite", "--qrels", "qrels.trec")[2]
     assert (
         "--output has no effect on cost"
         in run_command(capfd, "journal", "cost", "j.sqlite", "--output", "noise.json")[2]
