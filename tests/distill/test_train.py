@@ -309,9 +309,9 @@ def test_train_rejects_invalid_rows(tmp_path: Path, tiny_gguf: Path) -> None:
 def test_train_rejects_the_folder_of_another_run(tmp_path: Path, tiny_gguf: Path) -> None:
     data, recipe = write_rows(tmp_path / "rows.jsonl", rows(4)), make_recipe(tmp_path, tiny_gguf)
     train(TrainingRun(data, recipe, tmp_path / "out", max_steps=1))
-    with pytest.raises(InputError, match="another recipe"):
+    with pytest.raises(InputError, match="a different recipe"):
         train(TrainingRun(data, replace(recipe, name="other"), tmp_path / "out"))
-    with pytest.raises(InputError, match="another data_sha256"):
+    with pytest.raises(InputError, match="a different data_sha256"):
         train(TrainingRun(write_rows(tmp_path / "more.jsonl", rows(5)), recipe, tmp_path / "out"))
 
 
