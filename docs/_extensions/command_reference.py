@@ -48,7 +48,7 @@ def render_command(command: str) -> Iterator[str]:
     if example:
         yield from ("Example:", "", "```bash", *wrap_command(example), "```", "")
     yield from render_groups(parser, "##")
-    if command != "distill":  # its steps have pages of their own
+    if command != "distill":  # each of its steps has a separate page
         for name, step in steps_of(parser).items():
             yield from (f"## {parser.prog} {name}", "")
             yield from ("```text", format_usage(step), "```", "")

@@ -69,8 +69,8 @@ def evaluate(
         The values by query and their means.
 
     Raises:
-        InputError: If a measure is unknown or cannot be computed for this run, a grade is above a million, or there
-            are no judgments.
+        InputError: If a measure is unknown or cannot be computed for this run, a grade is above a million, or the
+            qrels are empty.
         MissingExtra: If ir_measures is not installed.
     """
     if not qrels:
